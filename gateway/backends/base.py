@@ -1,0 +1,38 @@
+"""What answers a resolved request: a runtime on this machine, later a remote provider, or the fake used by tests.
+
+Closing the iterator before its end (the caller went away) must free everything that the request holds.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from gateway.messages import Chunk, ResolvedRequest
+from runtime.protocol import AdapterRef, AdapterStatus
+
+
+class Backend(Protocol):
+    """At most five verbs; every backend passes `tests/gateway/backends/conformance.py`."""
+
+    def generate(self, request: ResolvedRequest) -> AsyncIterator[Chunk]:
+        """Streams the answer; the last chunk has finish_reason and usage.
+
+        Raises ContextExceeded, OverCapacity, FinetuneNotFound, RuntimeUnavailable, RequestTimeout before or, once
+        chunks flowed, between chunks.
+        """
+        ...
+
+    def adapter_status(self, digest: str) -> AdapterStatus | None:
+        """Where an adapter is now and how it got there; None when this backend never saw it."""
+        ...
+
+    async def prefetch(self, adapter: AdapterRef) -> None:
+        """Bring an adapter nearer ahead of its first request; best effort, never raises."""
+        ...
+
+    async def forget(self, digest: str) -> None:
+        """Drop a deleted adapter from every tier; best effort, never raises."""
+        ...
+
+    def ready(self) -> str | None:
+        """None when requests can be served, else a sentence that says what is missing."""
+        ...

@@ -1,0 +1,103 @@
+"""The one request, chunk and usage of the gateway. Dialects in `wire/` map to and from these and declare nothing.
+
+A `ChatRequest` is what a caller asked for, already validated, not yet resolved: `model` and `lora` are the caller's
+words. `pipeline.py` resolves them and yields `Chunk`s; the last chunk has `finish_reason`, `usage` and `timing`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from runtime.protocol import SequenceTiming
+
+Dialect = Literal["workers_ai", "openai"]
+FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn, text only. Content parts are joined by the dialect; a null content is the empty string."""
+
+    role: Role
+    content: str = ""
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """Contract ranges, contract defaults (wire-contract 3.2). None of top_p, top_k and seed means "off"."""
+
+    max_tokens: int = 256
+    temperature: float = 0.6
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """One inference. Exactly one of `prompt` and `messages` is set. `raw` skips the chat template."""
+
+    dialect: Dialect
+    model: str
+    lora: str | None = None
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    raw: bool = False
+    stream: bool = False
+    include_usage: bool = True
+    reject_if_busy: bool = False
+    sampling: Sampling = Sampling()
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens, as counted by the backend that produced them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt plus completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A piece of the answer. Only the last has `finish_reason`, and then `usage` and, if known, `timing`."""
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timing: SequenceTiming | None = None
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who calls: made only by `accounts.Accounts.authenticate`, so holding one is proof of a valid token."""
+
+    account_id: str
+    token_id: str
+    permissions: frozenset[str]
+
+
+class ResolvedAdapter(msgspec.Struct, frozen=True):
+    """A finetune that is ready to serve: `digest` and `object_key` name its packed file."""
+
+    finetune_id: str
+    name: str
+    digest: str
+    object_key: str
+    size_bytes: int
+    rank: int
+
+
+class ResolvedRequest(msgspec.Struct, frozen=True):
+    """A `ChatRequest` whose model and adapter are known to exist and to belong to the caller."""
+
+    request: ChatRequest
+    identity: Identity
+    model: str
+    adapter: ResolvedAdapter | None
+    log_id: str
+    traceparent: str | None = None

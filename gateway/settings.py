@@ -1,0 +1,182 @@
+"""Settings: `lorikeet.toml`, overridden by `LORIKEET_*`, checked once at start. The only reader of the environment.
+
+`LORIKEET_SECTION__FIELD=value` sets `[section] field`; values are parsed as TOML, else taken as text. An unknown key
+or a bad value raises `SettingsError` with the key, the value and what is allowed. Parts get values or one section,
+never the whole record.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+ENV_PREFIX = "LORIKEET_"
+DEMO_MODEL = "@cf/lorikeet/demo-lora"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the text names key, value and what is allowed."""
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all sections: immutable, unknown keys refused."""
+
+
+class Server(_Section):
+    """`port` 0 takes a free one. `request_timeout_s` is the deadline of one inference."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8787
+    request_timeout_s: Seconds = 120.0
+    max_body_bytes: Positive = 10 * 1024 * 1024
+    drain_s: Seconds = 10.0
+
+
+class Storage(_Section):
+    """Where objects live. `s3` works with any S3 API; Cloudflare R2 is an endpoint with region = "auto"."""
+
+    objects: Literal["local", "s3"] = "local"
+    bucket: str = ""
+    endpoint: str = ""
+    region: str = "auto"
+    access_key_id: str = ""
+    secret_access_key: str = ""
+
+
+class Tiers(_Section):
+    """Byte budgets of the adapter tiers in front of the object store."""
+
+    memory_bytes: Positive = 2 * 1024**3
+    disk_bytes: Positive = 20 * 1024**3
+
+
+class Adapters(_Section):
+    """What an upload may be. The defaults are the limits of 2024; today's are 32, 300 MB and 100."""
+
+    max_rank: Annotated[int, Meta(ge=1, le=512)] = 8
+    max_bytes: Positive = 100 * 1000**2
+    max_per_account: Positive = 30
+
+
+class Runtime(_Section):
+    """One runtime process per base. `adapter_rows` is the device pool in rank rows, shared by all resident adapters."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    kv_bytes: Positive = 256 * 1024**2
+    block_tokens: Annotated[int, Meta(ge=1, le=256)] = 16
+    adapter_rows: Annotated[int, Meta(ge=1, le=65536)] = 512
+    max_running: Annotated[int, Meta(ge=1, le=1024)] = 64
+    max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    step_tokens: Annotated[int, Meta(ge=16, le=65536)] = 1024
+    restart_wait_s: Seconds = 10.0
+
+
+class Model(_Section):
+    """A base of the catalogue that this deployment serves: the folder of its weights (Hugging Face layout)."""
+
+    path: str
+
+
+class Logs(_Section):
+    """`ack`: the last byte of an answer leaves after its record is on disk. `group`: within `group_ms` of it."""
+
+    durability: Literal["ack", "group"] = "ack"
+    group_ms: Annotated[int, Meta(ge=1, le=1000)] = 5
+    segment_bytes: Annotated[int, Meta(ge=4096)] = 64 * 1024**2
+    buffer_bytes: Annotated[int, Meta(ge=1024**2)] = 64 * 1024**2
+
+
+class Telemetry(_Section):
+    """Traces are exported by OTLP over HTTP when `otlp_endpoint` is set, for example "http://127.0.0.1:4318"."""
+
+    otlp_endpoint: str = ""
+    sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
+class Settings(_Section):
+    """The whole file. `models` maps a catalogue name to its folder; the demo base is always there."""
+
+    data_dir: str = "lorikeet-data"
+    server: Server = Server()
+    storage: Storage = Storage()
+    tiers: Tiers = Tiers()
+    adapters: Adapters = Adapters()
+    runtime: Runtime = Runtime()
+    models: dict[str, Model] = {}
+    logs: Logs = Logs()
+    telemetry: Telemetry = Telemetry()
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Reads `path` (default: `LORIKEET_CONFIG`, else ./lorikeet.toml if it exists) and the environment.
+
+    Raises SettingsError.
+    """
+    env = os.environ if environ is None else environ
+    chosen = path or (Path(env[ENV_PREFIX + "CONFIG"]) if ENV_PREFIX + "CONFIG" in env else None)
+    tree: dict[str, Any] = {}
+    if chosen is not None or Path("lorikeet.toml").exists():
+        tree = _read(chosen or Path("lorikeet.toml"))
+    for name in sorted(env):
+        if name.startswith(ENV_PREFIX) and name != ENV_PREFIX + "CONFIG":
+            _put(tree, name, env[name])
+    return _convert(tree)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give another file with --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+
+
+def _put(tree: dict[str, Any], name: str, text: str) -> None:
+    keys = name.removeprefix(ENV_PREFIX).lower().split("__")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node = tree
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise SettingsError(f"{name}: {key} is a value, not a section")
+    node[keys[-1]] = value
+
+
+def _convert(tree: dict[str, Any]) -> Settings:
+    try:
+        return msgspec.convert(tree, Settings, strict=True)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_explain(tree, str(error))) from error
+
+
+def _explain(tree: dict[str, Any], text: str) -> str:
+    """msgspec says what was expected and where; add the value that stood there and, for a wrong key, the right ones."""
+    reason, _, place = text.partition(" - at `$")
+    keys = [key for key in place.rstrip("`").split(".") if key]
+    if "unknown field" in reason:
+        section: Any = Settings
+        for key in keys:
+            section = get_type_hints(section).get(key, section) if isinstance(section, type) else section
+            section = get_args(section)[-1] if get_origin(section) is dict else section
+        wrong = reason.partition("unknown field ")[2].strip("`")
+        allowed = ", ".join(section.__struct_fields__) if hasattr(section, "__struct_fields__") else "none"
+        return f"{'.'.join([*keys, wrong])}: unknown key; allowed here: {allowed}"
+    value: Any = tree
+    for key in keys:
+        value = value.get(key, value) if isinstance(value, dict) else value
+    shown = "***" if keys and ("secret" in keys[-1] or "key" in keys[-1]) else repr(value)
+    return f"{'.'.join(keys) or 'settings'} = {shown}: {reason[:1].lower()}{reason[1:]}"

@@ -1,0 +1,241 @@
+"""Frames between a gateway process and a runtime process. No torch here: the gateway imports this file.
+
+Wire: 4-byte big-endian length, then one msgpack map with a `type` tag. One multiplexed connection per gateway
+process: the gateway opens it, sends `Hello`, gets `Welcome` or `Refused`, then both sides send at any time. The
+runtime sends one `Step` per engine step and connection with every token of that step. Sequence ids belong to the
+connection: they are the gateway's own counters and mean nothing on another connection. A closed connection aborts
+all its sequences. Text never crosses: token ids in, token ids out.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+
+PROTOCOL_VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+FailureKind = Literal["overloaded", "adapter_missing", "adapter_corrupt", "adapter_too_large", "adapter_unavailable",
+                      "too_long", "timeout", "internal"]
+Tier = Literal["object", "disk", "memory", "device"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1.0 are off; penalties as in the contract."""
+
+    max_tokens: int = 256
+    temperature: float = 0.6
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class AdapterRef(msgspec.Struct, frozen=True):
+    """A packed adapter in the object store. `digest` (sha256 hex of the packed file) identifies the weights."""
+
+    digest: str
+    object_key: str
+    size_bytes: int
+    rank: int
+    finetune_id: str
+
+
+# gateway -> runtime
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First frame. `token` is the shared secret of the deployment; a wrong one gets `Refused` and a close."""
+
+    version: int
+    token: str
+    gateway_id: str
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
+    """Start one sequence. `account_id` is for fairness and cache isolation; `timeout_s` counts from arrival."""
+
+    sequence_id: int
+    account_id: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    adapter: AdapterRef | None = None
+    traceparent: str | None = None
+    timeout_s: float = 120.0
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """End a sequence wherever it is; unknown ids are ignored. No output follows."""
+
+    sequence_id: int
+
+
+class Prefetch(msgspec.Struct, frozen=True, tag="prefetch"):
+    """Bring an adapter up to host memory ahead of its first request."""
+
+    adapter: AdapterRef
+
+
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """Drop an adapter from every tier of the runtime once nothing uses it (the finetune was deleted)."""
+
+    digest: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Sent every second; three missing `Pong`s count as a hung runtime."""
+
+    sent_at: float
+
+
+ClientFrame = Hello | Submit | Abort | Prefetch | Forget | Ping
+
+
+# runtime -> gateway
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What this runtime serves. `max_sequence_tokens` bounds prompt plus answer."""
+
+    name: str
+    dtype: str
+    device: str
+    num_parameters: int
+    vocab_size: int
+    max_sequence_tokens: int
+    max_rank: int
+    eos_token_ids: tuple[int, ...]
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The connection is accepted."""
+
+    version: int
+    model: ModelInfo
+    pid: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The connection is not accepted; a close follows. `reason` is a sentence for the operator's log."""
+
+    reason: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a sequence ended without an answer; `retry_after_s` is set when trying again may help."""
+
+    kind: FailureKind
+    message: str
+    retry_after_s: float | None = None
+
+
+class SequenceTiming(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Seconds, measured by the runtime. `batch_*` are the largest numbers seen in steps that this sequence took part in."""
+
+    queue_s: float = 0.0
+    adapter_wait_s: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    batch_rows: int = 0
+    batch_adapters: int = 0
+    batch_accounts: int = 0
+    adapter_source: Tier | None = None
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """New tokens of one sequence. With `finish_reason` it is the last one and carries usage and timing."""
+
+    sequence_id: int
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    failure: Failure | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    timing: SequenceTiming | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """All outputs of one engine step for this connection."""
+
+    outputs: tuple[SequenceOutput, ...]
+
+
+class TierVisit(msgspec.Struct, frozen=True):
+    """One leg of an adapter's way to the device: bytes now in `tier`, and the seconds that getting there took."""
+
+    tier: Tier
+    seconds: float
+    size_bytes: int
+
+
+class AdapterStatus(msgspec.Struct, frozen=True, tag="adapter"):
+    """Pushed when an adapter arrives on the device, leaves it, or fails to load. `visits` is its latest way up."""
+
+    digest: str
+    resident: Tier | None
+    visits: tuple[TierVisit, ...] = ()
+    failure: Failure | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Load figures for routing and metrics."""
+
+    running: int = 0
+    waiting: int = 0
+    waiting_for_adapter: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    adapters_resident: int = 0
+    adapter_rows_used: int = 0
+    adapter_rows_total: int = 0
+    steps: int = 0
+    generated_tokens: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    evictions: int = 0
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """Answer to `Ping`, with the runtime's load. Sent by the engine's own loop, so a hung engine does not answer."""
+
+    sent_at: float
+    stats: Stats
+
+
+ServerFrame = Welcome | Refused | Step | AdapterStatus | Pong
+
+_encoder = msgspec.msgpack.Encoder()
+_client_decoder = msgspec.msgpack.Decoder(ClientFrame)
+_server_decoder = msgspec.msgpack.Decoder(ServerFrame)
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is not a frame of this protocol; the connection is closed."""
+
+
+def encode(frame: ClientFrame | ServerFrame) -> bytes:
+    """The frame with its length prefix. Raises ProtocolError when it exceeds MAX_FRAME_BYTES."""
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"frame of {len(body)} bytes; at most {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(4, "big") + body
+
+
+def decode_client(body: bytes) -> ClientFrame:
+    """A frame sent by a gateway. Raises ProtocolError."""
+    try:
+        return _client_decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(str(error)) from error
+
+
+def decode_server(body: bytes) -> ServerFrame:
+    """A frame sent by a runtime. Raises ProtocolError."""
+    try:
+        return _server_decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(str(error)) from error

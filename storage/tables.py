@@ -1,0 +1,130 @@
+"""The row store's tables. Rows only: bodies and adapter files live in the object store.
+
+account 1-n token, account 1-n finetune 1-n finetune_file, account 1-n log. Times are Unix seconds (float, UTC).
+Ids are random 128-bit hex (accounts, tokens), UUIDv4 (finetunes), UUIDv7 (logs).
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(128), nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("account_id", ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", String(128), nullable=False),
+    # SHA-256 of the token. A token has 256 random bits, so no salt or slow hash is needed to make it safe at rest.
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("permissions", JSON, nullable=False),
+    Column("status", String(16), nullable=False),  # active | disabled
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+)
+
+finetunes = Table(
+    "finetunes",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("account_id", ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("public", Boolean, nullable=False),
+    Column("status", String(16), nullable=False),  # pending | ready | failed
+    Column("reasons", JSON, nullable=False),  # of `failed`: a list of sentences
+    Column("digest", String(64)),
+    Column("object_key", String(256)),
+    Column("size_bytes", BigInteger),
+    Column("rank", Integer),
+    Column("modules", JSON),
+    Column("created_at", Float, nullable=False),
+    Column("modified_at", Float, nullable=False),
+    UniqueConstraint("account_id", "name"),
+)
+
+finetune_files = Table(
+    "finetune_files",
+    metadata,
+    Column("finetune_id", ForeignKey("finetunes.id", ondelete="CASCADE"), primary_key=True),
+    Column("file_name", String(64), primary_key=True),
+    Column("object_key", String(256), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("uploaded_at", Float, nullable=False),
+)
+
+logs = Table(
+    "logs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("account_id", String(32), nullable=False),
+    Column("gateway", String(64), nullable=False),
+    Column("token_id", String(32), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("provider", String(64), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("model_type", String(64), nullable=False),
+    Column("lora", String(128)),
+    Column("adapter_id", String(36)),
+    Column("adapter_digest", String(64)),
+    Column("status_code", Integer, nullable=False),
+    Column("success", Boolean, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("error_code", Integer),
+    Column("cached", Boolean, nullable=False),
+    Column("streamed", Boolean, nullable=False),
+    Column("duration_ms", Integer, nullable=False),
+    Column("first_byte_ms", Integer),
+    Column("tokens_in", Integer, nullable=False),
+    Column("tokens_out", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("cost", Float, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("request_content_type", String(128), nullable=False),
+    Column("response_content_type", String(128), nullable=False),
+    Column("request_size", Integer, nullable=False),
+    Column("response_size", Integer, nullable=False),
+    Column("trace_id", String(32)),
+    Column("user_agent", String(256)),
+    Column("metadata", JSON),
+    Column("timing", JSON),
+    Column("feedback", Integer),  # -1 | 1
+    Column("score", Float),
+    # Where the bodies are: the record's place in a write-ahead segment, or, once the segment is sealed, its Parquet.
+    Column("segment_id", String(64), nullable=False),
+    Column("segment_offset", BigInteger, nullable=False),
+    Index("logs_by_time", "account_id", "gateway", "created_at", "id"),
+)
+
+log_segments = Table(
+    "log_segments",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("shipped_bytes", BigInteger, nullable=False),  # every record before this offset has its row
+    Column("bodies_key", String(256)),  # object key of the Parquet with the bodies, once the segment is sealed
+)
