@@ -1,0 +1,64 @@
+"""Plain records between scheduler, engine and runner. No torch, no clock.
+
+One step is one `Batch`: for every scheduled sequence a `Row` with the new tokens to compute, whether prefill chunk or
+one decode token. Rows are ordered by slot (base rows, -1, first), so each adapter's tokens are one contiguous segment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.protocol import SamplingParams
+from storage.packed import Packed
+
+BASE_SLOT = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence in one step.
+
+    token_ids: the new tokens, at positions start .. start + len(token_ids) - 1; their keys and values are written.
+    block_table: physical block of each logical block, covering every position up to the last new token.
+    slot: adapter slot, or BASE_SLOT.
+    samples: True when the logits of the last token are sampled (False for all but the last chunk of a prefill).
+    history: every token so far, prompt and answer, for penalties; prompt_tokens of them are the prompt.
+    seed: fixes the draw together with the position, whatever the batch.
+    """
+
+    sequence_id: int
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    slot: int
+    samples: bool
+    sampling: SamplingParams
+    history: Sequence[int]
+    prompt_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step, ordered by slot."""
+
+    rows: tuple[Row, ...]
+
+
+class Runner(Protocol):
+    """What the engine needs of a device. `runner.py` is torch; tests of the decisions use a fake."""
+
+    def execute(self, batch: Batch) -> list[int]:
+        """Runs the model over the batch; one sampled token id per row with `samples`, in row order."""
+        ...
+
+    def write_adapter(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> None:
+        """Copies these layers of an adapter into rank rows row_offset .. row_offset + rank - 1 of the pool.
+
+        Rows of modules that the adapter lacks are zeroed. After the last layer the slot may be used by `execute`.
+        """
+        ...
+
+    def release_slot(self, slot: int) -> None:
+        """The slot's rows may be overwritten; no later batch names it."""
+        ...
