@@ -1,0 +1,55 @@
+# Everything a newcomer needs. `make help` lists it. Override: make demo PYTHON=python3.12 TORCH_ARGS="--index-url ..."
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c infra/constraints.txt
+INPUTS := pyproject.toml infra/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check fix train-demo clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## the main job, end to end, in a temporary folder (under a minute after the install)
+	@$(BIN)/lorikeet demo
+
+serve: $(VENV)/.runtime ## gateway + runtime on 127.0.0.1:8787 with the demo model and a development token
+	@$(BIN)/lorikeet serve --dev
+
+test: $(VENV)/.dev ## the whole test suite, with a coverage report
+	@$(BIN)/python -m pytest --cov --cov-report=term
+
+check: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fix: $(VENV)/.dev ## let ruff mend what it can
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+train-demo: $(VENV)/.dev ## make the demo base and its adapters anew (about ten minutes on two cores)
+	@$(BIN)/python infra/demo/train.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+
+$(VENV)/.torch: $(INPUTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON) (the first time takes a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "  torch 2.13.0 ..."
+	@$(PIP) $(TORCH_ARGS) torch==2.13.0
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.torch
+	@echo "  lorikeet ..."
+	@$(PIP) -e '.[runtime]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "  development tools ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@
