@@ -209,8 +209,8 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 ServerFrame = Welcome | Refused | Step | AdapterStatus | Pong
 
 _encoder = msgspec.msgpack.Encoder()
-_client_decoder = msgspec.msgpack.Decoder(ClientFrame)
-_server_decoder = msgspec.msgpack.Decoder(ServerFrame)
+_client_decoder: msgspec.msgpack.Decoder[ClientFrame] = msgspec.msgpack.Decoder(ClientFrame)
+_server_decoder: msgspec.msgpack.Decoder[ServerFrame] = msgspec.msgpack.Decoder(ServerFrame)
 
 
 class ProtocolError(Exception):

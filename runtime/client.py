@@ -1,0 +1,291 @@
+"""The gateway's end of the connection to one runtime. No torch: the gateway imports this file.
+
+    DISCONNECTED > (connect, Hello, Welcome) > READY > (closed, refused or hung) > DISCONNECTED > ...
+
+One owned task connects, reads frames, and reconnects with back-off for as long as the client is open; a second one
+sends a Ping every interval. Each sequence has a `_Stream` that holds at most one merged output, so a slow reader costs
+no more than the tokens of its own answer. When the connection ends, for whatever reason, every waiting stream ends at
+once with `RuntimeLost`. Restarting a runtime is the supervisor's work: `on_hung` tells it.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import cachetools
+
+from runtime.errors import RuntimeLost as RuntimeLost
+from runtime.framing import read_frame
+from runtime.protocol import (
+    PROTOCOL_VERSION,
+    Abort,
+    AdapterRef,
+    AdapterStatus,
+    ClientFrame,
+    Failure,
+    Forget,
+    Hello,
+    ModelInfo,
+    Ping,
+    Pong,
+    Prefetch,
+    ProtocolError,
+    Refused,
+    SamplingParams,
+    SequenceOutput,
+    ServerFrame,
+    Stats,
+    Step,
+    Submit,
+    Welcome,
+    decode_server,
+    encode,
+)
+from runtime.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+MAX_STATUSES: Final = 4096
+FIRST_BACKOFF_S: Final = 0.05
+MAX_BACKOFF_S: Final = 2.0
+
+
+class RuntimeClient:
+    """Use as `async with RuntimeClient(...) as client`; everything is freed at the end of the block.
+
+    socket_path, or host and port, name the runtime; `token` is the deployment's shared secret. `on_hung` is called
+    (in the event loop) when `max_missed_pongs` pings in a row went unanswered; the connection is dropped then.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket_path: Path | str | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        token: str = "",
+        gateway_id: str,
+        ping_interval_s: float = 1.0,
+        max_missed_pongs: int = 3,
+        connect_timeout_s: float = 5.0,
+        max_streams: int = 4096,
+        on_hung: Callable[[], None] | None = None,
+    ) -> None:
+        if (socket_path is None) == (host is None):
+            raise ValueError("give either socket_path or host")
+        self._socket_path, self._host, self._port = socket_path, host, port
+        self._token, self._gateway_id = token, gateway_id
+        self._ping_interval_s, self._max_missed = ping_interval_s, max_missed_pongs
+        self._connect_timeout_s, self._max_streams, self._on_hung = connect_timeout_s, max_streams, on_hung
+        self._ids = itertools.count(1)
+        self._streams: dict[int, Stream] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._ready = asyncio.Event()
+        self._statuses: cachetools.LRUCache[str, AdapterStatus] = cachetools.LRUCache(MAX_STATUSES)
+        self._task: asyncio.Task[None] | None = None
+        self._unanswered = 0
+        self._problem = "not connected yet"
+        self.model: ModelInfo | None = None
+        self.stats: Stats | None = None
+        self.pid: int | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._keep_connected(), name="runtime-client")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    @property
+    def ready(self) -> bool:
+        """True while a runtime has welcomed this client."""
+        return self._ready.is_set()
+
+    @property
+    def problem(self) -> str | None:
+        """None when ready, else a sentence that says what is missing."""
+        return None if self.ready else self._problem
+
+    async def wait_ready(self, timeout_s: float) -> ModelInfo:
+        """Waits for a welcome. Raises RuntimeLost with the latest problem when none comes in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.model is None or not self.ready:
+                    await self._ready.wait()
+        except TimeoutError as error:
+            raise RuntimeLost(f"no runtime within {timeout_s:g} s: {self._problem}") from error
+        return self.model
+
+    async def submit(
+        self,
+        *,
+        account_id: str,
+        token_ids: Sequence[int],
+        sampling: SamplingParams,
+        adapter: AdapterRef | None = None,
+        traceparent: str | None = None,
+        timeout_s: float = 120.0,
+    ) -> AsyncGenerator[SequenceOutput, None]:
+        """Runs one sequence; yields its outputs, the last one with `finish_reason`. Raises RuntimeLost.
+
+        Close the generator (`contextlib.aclosing`) when the caller goes away: that aborts the sequence. Outputs that
+        nobody has taken yet are merged into one.
+        """
+        if len(self._streams) >= self._max_streams:
+            failure = Failure("overloaded", f"{self._max_streams} sequences are open on this gateway", 1.0)
+            yield SequenceOutput(sequence_id=0, finish_reason="error", failure=failure)
+            return
+        writer = self._connected()
+        sequence_id = next(self._ids)
+        frame = encode(
+            Submit(sequence_id, account_id, tuple(token_ids), sampling, adapter, traceparent, timeout_s),
+        )
+        stream = self._streams[sequence_id] = Stream()
+        try:
+            writer.write(frame)
+            await _drained(writer)
+            while True:
+                output = await stream.get()
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            del self._streams[sequence_id]
+            if not stream.ended:
+                self._tell(Abort(sequence_id))
+
+    async def prefetch(self, adapter: AdapterRef) -> None:
+        """Asks the runtime to bring an adapter up to host memory. Best effort: nothing happens while disconnected."""
+        self._tell(Prefetch(adapter))
+
+    async def forget(self, digest: str) -> None:
+        """Asks the runtime to drop a deleted adapter from every tier. Best effort."""
+        self._statuses.pop(digest, None)
+        self._tell(Forget(digest))
+
+    def adapter_status(self, digest: str) -> AdapterStatus | None:
+        """The latest news of an adapter; None when there was none, or too long ago."""
+        return self._statuses.get(digest)
+
+    def _connected(self) -> asyncio.StreamWriter:
+        if self._writer is None or not self.ready:
+            raise RuntimeLost(f"the runtime does not answer: {self._problem}")
+        return self._writer
+
+    def _tell(self, frame: ClientFrame) -> None:
+        if self._writer is not None and self.ready:
+            self._writer.write(encode(frame))
+
+    async def _keep_connected(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        try:
+            while True:
+                try:
+                    if await self._serve_connection():
+                        backoff_s = FIRST_BACKOFF_S
+                except (OSError, ProtocolError, TimeoutError, RuntimeLost) as error:
+                    if self.ready:
+                        backoff_s = FIRST_BACKOFF_S
+                    self._problem = str(error) or type(error).__name__
+                    if isinstance(error, TimeoutError) and self._writer is not None:
+                        self._hung(f"the runtime said nothing for {self._connect_timeout_s:g} s after a connect")
+                self._disconnected()
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - only spreads retries
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+        finally:
+            self._problem = "the client is closed"
+            self._disconnected()
+
+    async def _serve_connection(self) -> bool:
+        """Connects and reads until the connection ends; returns True when it had been welcomed and closed cleanly."""
+        async with asyncio.timeout(self._connect_timeout_s):
+            reader, writer = await self._open()
+            self._writer = writer
+            writer.write(encode(Hello(PROTOCOL_VERSION, self._token, self._gateway_id)))
+            await writer.drain()
+            body = await read_frame(reader)
+        self._greeted(None if body is None else decode_server(body))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                pings = tasks.create_task(self._ping(writer))
+                while (body := await read_frame(reader)) is not None:
+                    self._take(decode_server(body))
+                pings.cancel()
+        except BaseExceptionGroup as group:
+            # The reader's own error or the pinger's: one of them ended the connection, the other was cancelled.
+            raise group.exceptions[0] from None
+        self._problem = "the runtime closed the connection"
+        return True
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._socket_path is not None:
+            return await asyncio.open_unix_connection(str(self._socket_path))
+        return await asyncio.open_connection(self._host, self._port)
+
+    def _greeted(self, frame: ServerFrame | None) -> None:
+        if isinstance(frame, Refused):
+            logger.error("runtime refused this gateway: %s", frame.reason)
+            raise RuntimeLost(f"the runtime refused this gateway: {frame.reason}")
+        if not isinstance(frame, Welcome):
+            raise RuntimeLost("the runtime closed the connection before it answered")
+        self.model, self.pid, self._unanswered = frame.model, frame.pid, 0
+        self._ready.set()
+
+    async def _ping(self, writer: asyncio.StreamWriter) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            if self._unanswered >= self._max_missed:
+                self._hung(f"the runtime answered none of {self._unanswered} pings")
+                raise RuntimeLost(self._problem)
+            self._unanswered += 1
+            writer.write(encode(Ping(clock())))
+            await asyncio.sleep(self._ping_interval_s)
+
+    def _hung(self, problem: str) -> None:
+        logger.error("%s", problem)
+        self._problem = problem
+        if self._on_hung is not None:
+            self._on_hung()
+
+    def _take(self, frame: ServerFrame) -> None:
+        match frame:
+            case Step(outputs):
+                for output in outputs:
+                    stream = self._streams.get(output.sequence_id)
+                    if stream is not None:
+                        stream.put(output)
+            case Pong(stats=stats):
+                self._unanswered, self.stats = 0, stats
+            case AdapterStatus():
+                self._statuses[frame.digest] = frame
+            case Welcome() | Refused():
+                raise ProtocolError("a second answer to Hello")
+
+    def _disconnected(self) -> None:
+        self._ready.clear()
+        self.stats = None
+        self._statuses.clear()
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._writer = None
+        for stream in self._streams.values():
+            stream.fail(RuntimeLost(f"the runtime went away: {self._problem}"))
+
+
+async def _drained(writer: asyncio.StreamWriter) -> None:
+    try:
+        await writer.drain()
+    except OSError as error:
+        raise RuntimeLost("the runtime went away while a prompt was sent") from error
