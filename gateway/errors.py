@@ -29,15 +29,26 @@ from typing import ClassVar
 
 
 class LorikeetError(Exception):
-    """Base: `status`, `code` and OpenAI's `type` belong to the class, `message` to the case."""
+    """Base: `status`, `code` and OpenAI's `type` belong to the class, `message` to the case.
+
+    `reasons` lists each broken rule on its own where there can be several; `message` then names them all.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[int] = 7500
     openai_type: ClassVar[str] = "api_error"
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        param: str | None = None,
+        reasons: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.reasons = reasons
         self.retry_after_s = retry_after_s
         self.param = param
 
