@@ -103,10 +103,19 @@ class Telemetry(_Section):
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
 
+class Client(_Section):
+    """What the command line uses to call a running gateway; the server itself ignores it."""
+
+    url: str = "http://127.0.0.1:8787"
+    account: str = ""
+    token: str = ""
+
+
 class Settings(_Section):
-    """The whole file. `models` maps a catalogue name to its folder; the demo base is always there."""
+    """The whole file. `models` maps a catalogue name to its folder; `demo_model` serves the demo base too."""
 
     data_dir: str = "lorikeet-data"
+    demo_model: bool = True
     server: Server = Server()
     storage: Storage = Storage()
     tiers: Tiers = Tiers()
@@ -115,6 +124,7 @@ class Settings(_Section):
     models: dict[str, Model] = {}
     logs: Logs = Logs()
     telemetry: Telemetry = Telemetry()
+    client: Client = Client()
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -164,19 +174,42 @@ def _convert(tree: dict[str, Any]) -> Settings:
 
 
 def _explain(tree: dict[str, Any], text: str) -> str:
-    """msgspec says what was expected and where; add the value that stood there and, for a wrong key, the right ones."""
+    """msgspec says what is wrong and where; add the value that stands there and what would be right."""
     reason, _, place = text.partition(" - at `$")
-    keys = [key for key in place.rstrip("`").split(".") if key]
-    if "unknown field" in reason:
-        section: Any = Settings
-        for key in keys:
-            section = get_type_hints(section).get(key, section) if isinstance(section, type) else section
-            section = get_args(section)[-1] if get_origin(section) is dict else section
-        wrong = reason.partition("unknown field ")[2].strip("`")
-        allowed = ", ".join(section.__struct_fields__) if hasattr(section, "__struct_fields__") else "none"
-        return f"{'.'.join([*keys, wrong])}: unknown key; allowed here: {allowed}"
+    keys = [key.strip("`") for key in place.replace("[...]", ".*").split(".") if key.strip("`")]
     value: Any = tree
-    for key in keys:
-        value = value.get(key, value) if isinstance(value, dict) else value
-    shown = "***" if keys and ("secret" in keys[-1] or "key" in keys[-1]) else repr(value)
-    return f"{'.'.join(keys) or 'settings'} = {shown}: {reason[:1].lower()}{reason[1:]}"
+    kind: Any = Settings
+    for index, key in enumerate(keys):
+        if key == "*":  # msgspec does not say which entry of a dictionary: find it by its being wrong
+            key = keys[index] = _wrong_entry(value)
+        value = value.get(key) if isinstance(value, dict) else None
+        kind = kind.__args__[1] if get_origin(kind) is dict else get_type_hints(kind, include_extras=True)[key]
+    if "unknown field" in reason:
+        wrong = reason.partition("unknown field ")[2].strip("`")
+        return f"{'.'.join([*keys, wrong])}: unknown key; allowed here: {', '.join(kind.__struct_fields__)}"
+    shown = "***" if keys and ("secret" in keys[-1] or "token" in keys[-1]) else repr(value)
+    if "missing required field" in reason:
+        return f"{'.'.join(keys)}: {reason[:1].lower()}{reason[1:]}"
+    return f"{'.'.join(keys) or 'settings'} = {shown}: not allowed; it must be {_allowed(kind)}"
+
+
+def _wrong_entry(entries: dict[str, Any]) -> str:
+    for key, entry in entries.items():
+        try:
+            msgspec.convert(entry, Model, strict=True)
+        except msgspec.ValidationError:
+            return key
+    return "?"
+
+
+def _allowed(kind: Any) -> str:
+    """In words: what a field of this type takes."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in get_args(kind))
+    if get_origin(kind) is Annotated:
+        meta = kind.__metadata__[0]
+        bounds = [(meta.ge, ">="), (meta.gt, ">"), (meta.le, "<="), (meta.lt, "<")]
+        limits = " and ".join(f"{sign} {bound}" for bound, sign in bounds if bound is not None)
+        return f"{_allowed(kind.__origin__)} {limits}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(kind, "a section")

@@ -15,8 +15,16 @@ PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-FailureKind = Literal["overloaded", "adapter_missing", "adapter_corrupt", "adapter_too_large", "adapter_unavailable",
-                      "too_long", "timeout", "internal"]
+FailureKind = Literal[
+    "overloaded",
+    "adapter_missing",
+    "adapter_corrupt",
+    "adapter_too_large",
+    "adapter_unavailable",
+    "too_long",
+    "timeout",
+    "internal",
+]
 Tier = Literal["object", "disk", "memory", "device"]
 
 
@@ -133,7 +141,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class SequenceTiming(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Seconds, measured by the runtime. `batch_*` are the largest numbers seen in steps that this sequence took part in."""
+    """Seconds, measured by the runtime. `batch_*` are the largest numbers among the steps that it took part in."""
 
     queue_s: float = 0.0
     adapter_wait_s: float = 0.0

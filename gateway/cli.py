@@ -1,0 +1,36 @@
+"""The `lorikeet` command: each group is a file in `commands/`; this file joins them and prints errors as sentences."""
+
+import sys
+
+import typer
+
+from gateway.commands import accounts, adapters, demo, logs, serve, tokens
+from gateway.commands.options import CommandFailed
+
+app = typer.Typer(
+    name="lorikeet",
+    help="Self-hosted edge AI gateway: many accounts' LoRA fine-tunes from one base model, in one batch.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("serve")(serve.serve)
+app.command("runtime")(serve.runtime)
+app.command("demo")(demo.demo)
+app.add_typer(accounts.app, name="accounts")
+app.add_typer(tokens.app, name="tokens")
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(logs.app, name="logs")
+
+
+def main() -> None:
+    """Entry point. A `CommandFailed` becomes its sentence on standard error and its exit code."""
+    try:
+        app()
+    except CommandFailed as failure:
+        print(f"lorikeet: {failure}", file=sys.stderr)
+        raise SystemExit(failure.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""`lorikeet demo`: the main job end to end, in a temporary folder."""
+
+import asyncio
+
+import typer
+
+
+def demo() -> None:
+    """Serve the demo base, upload three adapters for two accounts, ask them all at once, log and export. Takes
+    under a minute, needs no GPU and no server, leaves nothing behind."""
+    from rich.console import Console
+
+    from gateway.demo.story import play
+
+    raise typer.Exit(asyncio.run(play(Console())))

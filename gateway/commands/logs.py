@@ -1,0 +1,45 @@
+"""`lorikeet logs`: export an account's exchanges as training data."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gateway.commands.api import AccountId, Api, Token, Url
+from gateway.commands.options import Config, settings_of
+
+app = typer.Typer(help="Read what was logged.", no_args_is_help=True)
+
+
+@app.callback()
+def logs() -> None:
+    """Read what was logged."""
+
+
+@app.command()
+def export(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write (default: standard output).")
+    ] = None,
+    export_format: Annotated[
+        Literal["openai_chat"], typer.Option("--format", help="Shape of the lines.")
+    ] = "openai_chat",
+    feedback: Annotated[int | None, typer.Option(help="Only logs with this feedback: 1 or -1.")] = None,
+    gateway: Annotated[str, typer.Option(help="Gateway id.")] = "default",
+    config: Config = None,
+    url: Url = None,
+    account: AccountId = None,
+    token: Token = None,
+) -> None:
+    """Write exchanges as OpenAI chat JSONL, one conversation a line."""
+    api = Api(settings_of(config).client, url, account, token)
+    params: dict[str, str | int] = {"format": export_format}
+    if feedback is not None:
+        params["feedback"] = feedback
+    reply = api.call("GET", f"/ai-gateway/gateways/{gateway}/logs/export", params=params)
+    if output is None:
+        sys.stdout.buffer.write(reply.content)
+        return
+    output.write_bytes(reply.content)
+    print(f"{reply.content.count(bytes([10]))} conversations in {output}", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""What all commands share: settings from file, environment and flags; tables or JSON; failures as sentences."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from gateway.settings import Settings, SettingsError, load
+
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings file (default: LORIKEET_CONFIG, else ./lorikeet.toml).")
+]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data folder; overrides the settings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class CommandFailed(Exception):
+    """The command cannot do what was asked; the text says what to change."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def settings_of(config: Path | None, data_dir: Path | None = None) -> Settings:
+    """Settings with an absolute data folder. Raises CommandFailed (exit code 78) for a bad file or value."""
+    try:
+        settings = load(config)
+    except SettingsError as error:
+        raise CommandFailed(f"settings: {error}", os.EX_CONFIG) from error
+    chosen = Path(settings.data_dir) if data_dir is None else data_dir
+    return msgspec.structs.replace(settings, data_dir=str(chosen.expanduser().resolve()))
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON, for programs."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console().print(table)

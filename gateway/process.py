@@ -1,0 +1,153 @@
+"""The gateway process: `python -m gateway.process`, started by the supervisor.
+
+The first line of standard input is its configuration; the pipe's end means that the parent is gone. Two faces are
+served: the public one on the socket handed down, and the operator's on `admin.sock` in the data folder, which only
+the owner of that folder can open.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from gateway.admin import admin_app
+from gateway.app import build_app
+from gateway.settings import Settings
+from storage.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+
+class GatewayConfig(msgspec.Struct, frozen=True):
+    """What the parent says: settings, the inherited socket, and where each model's runtime listens."""
+
+    settings: Settings
+    listen_fd: int
+    runtimes: dict[str, str]
+    runtime_token: str
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: this process decides, and stops both faces together."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, then drains. Raises SystemExit when the app cannot start (its log says why)."""
+    settings = config.settings
+    app = build_app(
+        settings,
+        runtime_sockets={model: Path(path) for model, path in config.runtimes.items()},
+        runtime_token=config.runtime_token,
+    )
+    listener = socket.socket(fileno=config.listen_fd)
+    public = _Server(
+        uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.server.drain_s) + 1,
+            timeout_keep_alive=30,
+            lifespan="on",
+        )
+    )
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(public.serve(sockets=[listener]))
+        group.create_task(_stop_when(stop, serving, public))
+        while not public.started:
+            if serving.done():
+                stop.set()
+                return
+            await asyncio.sleep(0.01)
+        with _admin_socket(Path(settings.data_dir) / "admin.sock") as admin_listener:
+            admin = _Server(
+                uvicorn.Config(
+                    admin_app(app.state.services),
+                    loop="none",
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=1,
+                )  # fmt: skip
+            )
+            administering = group.create_task(admin.serve(sockets=[admin_listener]))
+            print("ready", flush=True)
+            await asyncio.wait({serving})
+            stop.set()
+            admin.should_exit = True
+            await administering
+
+
+async def _stop_when(stop: asyncio.Event, serving: "asyncio.Task[None]", public: uvicorn.Server) -> None:
+    await stop.wait()
+    public.should_exit = True
+    await asyncio.wait({serving})
+
+
+@contextlib.contextmanager
+def _admin_socket(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket that only this user can open; a stale one from a killed process is replaced."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Sets `stop` when the lifeline ends. A thread of its own: reading standard input blocks."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(4096):
+            pass
+        with contextlib.suppress(RuntimeError):  # the loop is closed already: the process is leaving anyway
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def main() -> None:
+    """Reads the configuration and serves; exit code 78 (EX_CONFIG) when it cannot be used."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=GatewayConfig)
+
+    async def serve() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        _watch_parent(loop, stop)
+        await run(config, stop)
+
+    import uvloop
+
+    try:
+        uvloop.run(serve())
+    except* StorageError as failures:
+        print(f"lorikeet gateway: {failures.exceptions[0]}", file=sys.stderr)
+        raise SystemExit(os.EX_CONFIG) from None
+
+
+if __name__ == "__main__":
+    main()

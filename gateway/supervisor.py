@@ -1,0 +1,214 @@
+"""`lorikeet serve`: one parent, one gateway process, one runtime process per base.
+
+The parent binds the listening socket and hands it down, so a restarting gateway loses no connection attempt. Every
+child gets its configuration (with the secrets) as the first line of standard input, never in argv or environment, and
+the pipe stays open as a lifeline: whoever reads its end knows that the parent is gone and leaves too. A child says
+"ready" on standard output. A dead child is started again with a growing pause; a child that fails before it was ever
+ready, with the exit code of a configuration error, ends the whole.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from gateway.process import GatewayConfig
+from gateway.runtime_config import runtime_config
+from gateway.settings import Settings
+from runtime.protocol import EXIT_CONFIG
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+HEALTHY_AFTER_S = 30.0
+MAX_LINE_BYTES = 1024 * 1024
+
+
+class StartFailed(Exception):
+    """A child cannot start with these settings; its own message is already on standard error."""
+
+
+@dataclass
+class Child:
+    """One supervised process: argv, the line for its standard input, and how it fared."""
+
+    name: str
+    argv: list[str]
+    config: bytes
+    pass_fds: tuple[int, ...] = ()
+    process: asyncio.subprocess.Process | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    was_ready: bool = False
+    starts: int = 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What runs: the address and the children, the gateway first."""
+
+    url: str
+    gateway: Child
+    runtimes: dict[str, Child]
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Every child, the gateway first: the order in which they are stopped."""
+        return (self.gateway, *self.runtimes.values())
+
+
+@contextlib.asynccontextmanager
+async def run_stack(settings: Settings, folders: dict[str, Path]) -> AsyncIterator[Stack]:
+    """Starts everything, yields when all are ready, and leaves nothing running.
+
+    `folders` maps a catalogue name to the folder of its weights. Raises StartFailed; OSError when the address is
+    taken. A StartFailed may also come later, out of the body, when a restarted child cannot start any more.
+    """
+    data_dir = Path(settings.data_dir).resolve()
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="lorikeet-") as run_dir,  # short: a Unix socket's path has 107 bytes at most
+        _listen(settings.server.host, settings.server.port) as listener,
+    ):
+        token = secrets.token_hex(32)
+        sockets = {model: Path(run_dir) / f"runtime-{index}.sock" for index, model in enumerate(folders)}
+        runtimes = {
+            model: Child(
+                name=f"runtime {model}",
+                argv=[sys.executable, "-m", "runtime"],
+                config=runtime_config(settings, model, folder, sockets[model], token),
+            )
+            for model, folder in folders.items()
+        }
+        gateway_config = GatewayConfig(
+            settings=settings,
+            listen_fd=listener.fileno(),
+            runtimes={model: str(path) for model, path in sockets.items()},
+            runtime_token=token,
+        )
+        gateway = Child(
+            name="gateway",
+            argv=[sys.executable, "-m", "gateway.process"],
+            config=msgspec.json.encode(gateway_config),
+            pass_fds=(listener.fileno(),),
+        )
+        host, port = listener.getsockname()[:2]
+        stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes)
+        async with _supervised(stack, settings.server.drain_s):
+            yield stack
+
+
+@contextlib.asynccontextmanager
+async def _supervised(stack: Stack, drain_s: float) -> AsyncIterator[None]:
+    stopping = asyncio.Event()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for child in stack.children:
+                group.create_task(_keep(child, stopping))
+            try:
+                for child in stack.children:
+                    await child.ready.wait()
+                yield
+            finally:
+                stopping.set()
+                # The gateway first: it drains its requests while the runtimes still answer.
+                for child in stack.children:
+                    await _stop(child, drain_s)
+    except* StartFailed as failures:
+        raise StartFailed(str(failures.exceptions[0])) from None
+
+
+async def _keep(child: Child, stopping: asyncio.Event) -> None:
+    """Starts the child again and again until `stopping`."""
+    loop, pause = asyncio.get_running_loop(), FIRST_PAUSE_S
+    while not stopping.is_set():
+        began = loop.time()
+        code = await _run_once(child)
+        if stopping.is_set():
+            return
+        if code == EXIT_CONFIG and not child.was_ready:
+            raise StartFailed(f"{child.name} cannot start with these settings (see its message above)")
+        if not child.was_ready and child.starts >= 5:
+            raise StartFailed(f"{child.name} failed {child.starts} times before it was ready; exit code {code}")
+        pause = FIRST_PAUSE_S if loop.time() - began > HEALTHY_AFTER_S else pause
+        logger.warning("%s ended with code %s; starting it again in %.1f s", child.name, code, pause)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+async def _run_once(child: Child) -> int:
+    child.starts += 1
+    process = await asyncio.create_subprocess_exec(
+        *child.argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        pass_fds=child.pass_fds,
+        limit=MAX_LINE_BYTES,
+        # A Ctrl-C in the terminal reaches the parent only, which then stops the children in order.
+        start_new_session=True,
+    )
+    child.process = process
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(child.config + b"\n")
+            await process.stdin.drain()
+        async for line in process.stdout:
+            text = line.decode("utf-8", "replace").rstrip()
+            if text == "ready":
+                child.was_ready = True
+                child.ready.set()
+            elif text:
+                logger.info("%s: %s", child.name, text)
+        return await process.wait()
+    finally:
+        child.ready.clear()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        child.process = None
+
+
+async def _stop(child: Child, drain_s: float) -> None:
+    """SIGTERM, time to drain, then SIGKILL."""
+    process = child.process
+    if process is None or process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), drain_s + 2.0)
+        except TimeoutError:
+            logger.warning("%s did not stop within %.0f s; killed", child.name, drain_s + 2.0)
+            process.kill()
+            await process.wait()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises OSError when the address cannot be bound."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+async def until_signal(on_first: Callable[[], None]) -> None:
+    """Returns at the first SIGINT or SIGTERM, after calling `on_first`."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await stop.wait()
+        on_first()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,81 @@
+"""Settings: what is wrong is named with its key, its value and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import SettingsError, load
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "lorikeet.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load(environ={})
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8787)
+    assert (settings.adapters.max_rank, settings.adapters.max_bytes, settings.adapters.max_per_account) == (
+        8, 100_000_000, 30,
+    )  # fmt: skip
+
+
+def test_environment_overrides_the_file(tmp_path: Path) -> None:
+    path = _write(tmp_path, '[server]\nport = 1000\nhost = "::1"\n[models."@cf/google/gemma-2b-it-lora"]\npath = "/w"')
+    settings = load(path, {"LORIKEET_SERVER__PORT": "2000", "LORIKEET_DATA_DIR": "/var/lib/lorikeet"})
+    assert (settings.server.port, settings.server.host, settings.data_dir) == (2000, "::1", "/var/lib/lorikeet")
+    assert settings.models["@cf/google/gemma-2b-it-lora"].path == "/w"
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    path = _write(tmp_path, "[adapters]\nmax_rank = 32")
+    assert load(environ={"LORIKEET_CONFIG": str(path)}).adapters.max_rank == 32
+
+
+def test_a_file_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, "[adapters]\nmax_rank = 64")
+    monkeypatch.chdir(tmp_path)
+    assert load(environ={}).adapters.max_rank == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[server]\nport = 99999", r"server\.port = 99999: not allowed; it must be a whole number >= 0 and <= 65535"),
+        ("[server]\nport = 'x'", r"server\.port = 'x': not allowed; it must be a whole number"),
+        ("[server]\nprot = 1", r"server\.prot: unknown key; allowed here: host, port"),
+        ("[sever]\nport = 1", r"^sever: unknown key; allowed here: data_dir"),
+        ("[runtime]\ndtype = 'int8'", r"runtime\.dtype = 'int8': not allowed; it must be one of 'float32', 'bfloat16'"),
+        ("[runtime]\nkv_bytes = 0", r"runtime\.kv_bytes = 0: not allowed; it must be a whole number >= 1"),
+        ("[telemetry]\nsample_ratio = 2.0", r"telemetry\.sample_ratio = 2\.0: .* a number >= 0 and <= 1"),
+        ("demo_model = 'yes'", r"demo_model = 'yes': not allowed; it must be true or false"),
+        ("server = 3", r"server = 3: not allowed; it must be a section"),
+        ("[models.'@cf/a/b']\npaht = '/w'", r"models\.@cf/a/b.*paht|models\.@cf/a/b.*path"),
+        ("[models.'@cf/a/b']\npath = 3", r"models\.@cf/a/b\.path = 3: not allowed; it must be a text"),
+        ("[storage]\nsecret_access_key = 3", r"secret_access_key = \*\*\*: not allowed"),
+        ("not toml", r"not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(_write(tmp_path, text), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("LORIKEET_SERVER__PORT", "http", r"server\.port = 'http'"),
+        ("LORIKEET_NOPE", "1", r"nope: unknown key"),
+        ("LORIKEET_DATA_DIR__X", "1", r"LORIKEET_DATA_DIR__X: data_dir is a value, not a section|data_dir = "),
+    ],
+)
+def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(_write(tmp_path, "data_dir = 'd'"), {name: value})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.toml: cannot be read .*--config"):
+        load(tmp_path / "absent.toml", {})
