@@ -13,6 +13,7 @@ import msgspec
 
 PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+EXIT_CONFIG: Final = 78  # exit code of a process whose settings or weights are wrong: starting it again is no use
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 FailureKind = Literal[
