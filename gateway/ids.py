@@ -1,0 +1,67 @@
+"""Ids and secrets: how each is made, and nothing else.
+
+Accounts and tokens: 128 random bits in hex, as wrangler shows account ids. Finetunes: UUIDv4. Logs and requests:
+UUIDv7, so that they sort by time. A token's secret is 256 random bits behind the prefix that scanners know.
+"""
+
+import hashlib
+import re
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+SECRET_PREFIX: Final = "cfat_"  # noqa: S105 - the public prefix, not a secret
+_SECRET = re.compile(r"cfat_[A-Za-z0-9_-]{43}")
+_RANDOM_BITS: Final = 74
+_FIRST_BITS: Final = 62  # of the 74 random bits, those that stand behind the variant
+
+
+class Uuid7:
+    """Makes UUIDv7 (RFC 9562), strictly increasing within this object even when the clock stands or goes back.
+
+    State: the last value as one integer, milliseconds above 74 random bits. Within a millisecond the next value is
+    the last plus a random step, so ids stay unguessable from their neighbours.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> str:
+        """The next id, lower-case with dashes. Safe from any thread."""
+        now = int(self._clock() * 1000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+        with self._lock:
+            if now <= self._last:
+                now = self._last + 1 + secrets.randbits(40)
+            self._last = now
+        milliseconds, low = now >> _RANDOM_BITS, now & ((1 << _RANDOM_BITS) - 1)
+        high, tail = low >> _FIRST_BITS, low & ((1 << _FIRST_BITS) - 1)
+        value = (milliseconds & (1 << 48) - 1) << 80 | 7 << 76 | high << 64 | 2 << 62 | tail
+        return str(uuid.UUID(int=value))
+
+
+uuid7: Final = Uuid7()
+
+
+def new_id() -> str:
+    """A new account or token id: 32 lower-case hex characters."""
+    return secrets.token_hex(16)
+
+
+def new_finetune_id() -> str:
+    """A new finetune id: UUIDv4, lower-case."""
+    return str(uuid.uuid4())
+
+
+def new_secret() -> str:
+    """A new token secret; only its digest is ever stored."""
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
+
+
+def secret_digest(secret: str) -> bytes | None:
+    """SHA-256 of a well-formed secret, None for anything that no token can be."""
+    return hashlib.sha256(secret.encode()).digest() if _SECRET.fullmatch(secret) else None

@@ -1,0 +1,43 @@
+"""What people may call their accounts, tokens and finetunes, and when two such names count as the same.
+
+Names are shown in terminals, logs and other people's lists, so nothing invisible or direction-changing gets in, and
+two names that look alike to a reader (case, width, composition) count as one.
+"""
+
+import unicodedata
+from typing import Final
+
+from gateway.errors import BadInput
+
+MAX_NAME_CHARS: Final = 128
+
+# Controls, format characters (zero width, bidi), surrogates, private use, unassigned, line and paragraph separators.
+_REFUSED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def checked_name(text: object, what: str, param: str = "name") -> str:
+    """`text` in NFC. `what` names it in the sentence. Raises BadInput."""
+    if not isinstance(text, str):
+        raise BadInput(f"{what} must be a string", param=param)
+    name = unicodedata.normalize("NFC", text[: MAX_NAME_CHARS * 4])
+    if not 1 <= len(name) <= MAX_NAME_CHARS:
+        raise BadInput(f"{what} must have 1 to {MAX_NAME_CHARS} characters", param=param)
+    if name != name.strip():
+        raise BadInput(f"{what} must not begin or end with a space", param=param)
+    for character in name:
+        if unicodedata.category(character) in _REFUSED_CATEGORIES:
+            raise BadInput(f"{what} must not contain the invisible character U+{ord(character):04X}", param=param)
+        if character in "/\\":
+            raise BadInput(f"{what} must not contain a slash", param=param)
+    return name
+
+
+def likeness(name: str) -> str:
+    """Equal for names that a reader takes for the same: compatibility-composed and without case."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def printable(text: str, max_chars: int = MAX_NAME_CHARS) -> str:
+    """A caller's word, safe to repeat in a message: cut, and without invisible characters."""
+    shown = text if len(text) <= max_chars else text[:max_chars] + "…"
+    return "".join("�" if unicodedata.category(c) in _REFUSED_CATEGORIES else c for c in shown)
