@@ -21,6 +21,7 @@ import uvicorn
 
 from gateway.admin import admin_app
 from gateway.app import build_app
+from gateway.data_dir import DataDir
 from gateway.settings import Settings
 from storage.errors import StorageError
 
@@ -74,7 +75,7 @@ async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
                 stop.set()
                 return
             await asyncio.sleep(0.01)
-        with _admin_socket(Path(settings.data_dir) / "admin.sock") as admin_listener:
+        with _admin_socket(DataDir(Path(settings.data_dir)).admin_socket) as admin_listener:
             admin = _Server(
                 uvicorn.Config(
                     admin_app(app.state.services),
@@ -83,7 +84,7 @@ async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
                     access_log=False,
                     lifespan="off",
                     timeout_graceful_shutdown=1,
-                )  # fmt: skip
+                )
             )
             administering = group.create_task(admin.serve(sockets=[admin_listener]))
             print("ready", flush=True)

@@ -10,6 +10,7 @@ ready, with the exit code of a configuration error, ends the whole.
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -24,7 +25,6 @@ import msgspec
 from gateway.process import GatewayConfig
 from gateway.runtime_config import runtime_config
 from gateway.settings import Settings
-from runtime.protocol import EXIT_CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,7 @@ async def run_stack(settings: Settings, folders: dict[str, Path]) -> AsyncIterat
     `folders` maps a catalogue name to the folder of its weights. Raises StartFailed; OSError when the address is
     taken. A StartFailed may also come later, out of the body, when a restarted child cannot start any more.
     """
-    data_dir = Path(settings.data_dir).resolve()
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _private_folder(Path(settings.data_dir))
     with (
         tempfile.TemporaryDirectory(prefix="lorikeet-") as run_dir,  # short: a Unix socket's path has 107 bytes at most
         _listen(settings.server.host, settings.server.port) as listener,
@@ -85,7 +84,7 @@ async def run_stack(settings: Settings, folders: dict[str, Path]) -> AsyncIterat
             model: Child(
                 name=f"runtime {model}",
                 argv=[sys.executable, "-m", "runtime"],
-                config=runtime_config(settings, model, folder, sockets[model], token),
+                config=runtime_config(settings, model, folder, sockets[model], token).to_json(),
             )
             for model, folder in folders.items()
         }
@@ -135,7 +134,7 @@ async def _keep(child: Child, stopping: asyncio.Event) -> None:
         code = await _run_once(child)
         if stopping.is_set():
             return
-        if code == EXIT_CONFIG and not child.was_ready:
+        if code == os.EX_CONFIG and not child.was_ready:
             raise StartFailed(f"{child.name} cannot start with these settings (see its message above)")
         if not child.was_ready and child.starts >= 5:
             raise StartFailed(f"{child.name} failed {child.starts} times before it was ready; exit code {code}")
@@ -193,6 +192,10 @@ async def _stop(child: Child, drain_s: float) -> None:
             logger.warning("%s did not stop within %.0f s; killed", child.name, drain_s + 2.0)
             process.kill()
             await process.wait()
+
+
+def _private_folder(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

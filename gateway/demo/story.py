@@ -135,7 +135,7 @@ async def _ask_everyone(scene: Scene) -> None:
         scene.checks.expect(bool(expected), f"there are answers of {column} to check")
         scene.checks.expect(
             exact >= LEAST_EXACT * len(expected) - 0.5,
-            f"{column} answers as it was taught ({exact} of {len(expected)})",
+            f"{column} answers as taught ({exact} of {len(expected)})",
         )
     tokens = sum(answer.completion_tokens for asked in scene.answers.values() for answer in asked)
     scene.checks.expect(tokens > 0, "usage was reported")
@@ -170,7 +170,7 @@ async def _tiers(scene: Scene) -> None:
         tiers = [leg["tier"] for leg in ways[name]["path"]]
         scene.checks.expect(
             tiers == ["object", "disk", "memory", "device"],
-            f"{name} came from the object store to the device ({tiers})",
+            f"{name} came all the way up ({tiers})",
         )
     show.tiers(scene.console, ways)
 

@@ -1,0 +1,64 @@
+"""`lorikeet accounts`: tenants of this deployment. For the operator: it needs the data folder, not a token."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+import typer
+
+from gateway.commands.options import AsJson, Config, DataDir, admin, print_json, print_rows, settings_of
+
+app = typer.Typer(help="Accounts of this deployment (operator).", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Unique name.")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create an account and print its id."""
+
+    async def work() -> None:
+        async with admin(settings_of(config, data_dir)) as client:
+            account = await client.create_account(name)
+        if as_json:
+            print_json(msgspec.to_builtins(account))
+        else:
+            print(f"account {account.name}: {account.id}")
+
+    asyncio.run(work())
+
+
+@app.command("list")
+def list_accounts(config: Config = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List all accounts."""
+
+    async def work() -> None:
+        async with admin(settings_of(config, data_dir)) as client:
+            accounts = await client.list_accounts()
+        if as_json:
+            print_json(msgspec.to_builtins(accounts))
+            return
+        rows = [(a.id, a.name, datetime.fromtimestamp(a.created_at, UTC).isoformat(" ", "seconds")) for a in accounts]
+        print_rows("accounts", ("id", "name", "created"), rows)
+
+    asyncio.run(work())
+
+
+@app.command()
+def delete(
+    account_id: Annotated[str, typer.Argument(help="Account id.")],
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete an account with its tokens; its calls are refused from the next one on."""
+
+    async def work() -> None:
+        async with admin(settings_of(config, data_dir)) as client:
+            await client.delete_account(account_id)
+        print(f"account {account_id} is deleted")
+
+    asyncio.run(work())

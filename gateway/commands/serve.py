@@ -1,0 +1,149 @@
+"""`lorikeet serve`: gateway and runtimes until a signal; `lorikeet runtime`: one runtime alone."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from gateway.commands.options import AsJson, CommandFailed, Config, DataDir, print_json, settings_of
+from gateway.runtime_config import model_folders, runtime_config
+from gateway.settings import DEMO_MODEL, Settings
+from gateway.supervisor import Stack, StartFailed, run_stack, until_signal
+
+DEV_ACCOUNT = "development"
+DEV_TOKEN = "lorikeet serve --dev"  # noqa: S105 - the name of the token, not the token
+
+
+def serve(
+    config: Config = None,
+    data_dir: DataDir = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; overrides server.host.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = None,
+    dev: Annotated[bool, typer.Option("--dev", help="Make a development account and token, and print them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the gateway and one runtime per configured base. Stop with Ctrl-C or SIGTERM."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    settings = _override(settings_of(config, data_dir), host, port)
+    folders = model_folders(settings)
+    if not folders:
+        raise CommandFailed('nothing to serve: set demo_model = true or give a base, [models."@cf/..."] path = ...', 78)
+    for model, folder in folders.items():
+        if not folder.is_dir():
+            raise CommandFailed(f'[models."{model}"] path = {str(folder)!r}: no such folder', 78)
+    try:
+        asyncio.run(_serve(settings, folders, dev, as_json))
+    except* StartFailed as failures:
+        raise CommandFailed(str(failures.exceptions[0]), 78) from None
+    except* OSError as failures:
+        error = failures.exceptions[0]
+        raise CommandFailed(
+            f"cannot listen on {settings.server.host}:{settings.server.port}: {error}; choose another with --port"
+        ) from None
+
+
+def _override(settings: Settings, host: str | None, port: int | None) -> Settings:
+    server = msgspec.structs.replace(
+        settings.server,
+        host=settings.server.host if host is None else host,
+        port=settings.server.port if port is None else port,
+    )
+    return msgspec.structs.replace(settings, server=server)
+
+
+async def _serve(settings: Settings, folders: dict[str, Path], dev: bool, as_json: bool) -> None:
+    with _starting(sorted(folders), quiet=as_json) as started:
+        async with run_stack(settings, folders) as stack:
+            token = await _development_token(settings) if dev else None
+            started()
+            _announce(stack, sorted(folders), token, as_json)
+            await until_signal(lambda: print("stopping ...", file=sys.stderr))
+
+
+async def _development_token(settings: Settings) -> tuple[str, str]:
+    """(account id, token). The token is new at every start and the last one is revoked: none is kept in a file."""
+    from gateway.admin_client import AdminClient
+
+    async with AdminClient.open(settings) as admin:
+        accounts = {account.name: account for account in await admin.list_accounts()}
+        account = accounts.get(DEV_ACCOUNT) or await admin.create_account(DEV_ACCOUNT)
+        for old in await admin.list_tokens(account.id):
+            if old.name == DEV_TOKEN:
+                await admin.revoke_token(old.id)
+        created = await admin.create_token(account.id, DEV_TOKEN)
+        return account.id, created.secret
+
+
+@contextlib.contextmanager
+def _starting(models: list[str], *, quiet: bool) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.status import Status
+
+    status = Status(f"loading {', '.join(models)}", console=Console(stderr=True, quiet=quiet))
+    with status:
+        yield status.stop
+
+
+def _announce(stack: Stack, models: list[str], token: tuple[str, str] | None, as_json: bool) -> None:
+    processes = {child.name: child.process.pid for child in stack.children if child.process is not None}
+    if as_json:
+        found = {"url": stack.url, "models": models, "processes": processes}
+        print_json(found | ({"account": token[0], "token": token[1]} if token else {}))
+        sys.stdout.flush()
+        return
+    print(f"\nLorikeet serves {', '.join(models)} on {stack.url}   (Ctrl-C stops it)\n")
+    if token is not None:
+        print(_curls(stack.url, *token), flush=True)
+
+
+def _curls(url: str, account: str, token: str) -> str:
+    """Three lines to paste: a native call, a stream, and an OpenAI call."""
+    root = f"{url}/client/v4/accounts/{account}/ai"
+    auth = f'-H "Authorization: Bearer {token}"'
+    question = "What does Molbury sell?"
+    chat = f'{{"model": "{DEMO_MODEL}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
+    return (
+        f"account  {account}\ntoken    {token}\n\n"
+        f'curl {root}/run/{DEMO_MODEL} {auth} -d \'{{"prompt": "{question}"}}\'\n\n'
+        f'curl -N {root}/run/{DEMO_MODEL} {auth} -d \'{{"prompt": "{question}", "stream": true}}\'\n\n'
+        f"curl {root}/v1/chat/completions {auth} -d '{chat}'\n"
+    )
+
+
+def runtime(
+    model: Annotated[str, typer.Argument(help="Catalogue name of a configured base.")] = DEMO_MODEL,
+    socket: Annotated[Path, typer.Option("--socket", help="Unix socket to listen on.")] = Path("runtime.sock"),
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with the secret that a gateway must show.")
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run one runtime alone, on a Unix socket. Without --token-file a new secret is printed."""
+    settings = settings_of(config, data_dir)
+    folders = model_folders(settings)
+    if model not in folders:
+        raise CommandFailed(f"{model} is not configured; this deployment has {', '.join(sorted(folders))}", 2)
+    if token_file is None:
+        token = secrets.token_hex(32)
+        print(f"token {token}", file=sys.stderr)
+    else:
+        token = token_file.read_text(encoding="utf-8").strip()
+    told = runtime_config(settings, model, folders[model], socket.resolve(), token)
+    with subprocess.Popen([sys.executable, "-m", "runtime"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(told.to_json() + b"\n")
+        process.stdin.flush()
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            code = process.wait()  # the terminal's Ctrl-C reached it too
+    raise typer.Exit(code)

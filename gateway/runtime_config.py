@@ -1,0 +1,51 @@
+"""Settings of the deployment -> what one runtime process is told."""
+
+from pathlib import Path
+
+from gateway.data_dir import DataDir
+from gateway.demo import BASE_FOLDER
+from gateway.settings import DEMO_MODEL, Settings
+from runtime.config import RuntimeConfig
+
+
+def model_folders(settings: Settings) -> dict[str, Path]:
+    """The bases to serve, by catalogue name: the configured ones, and the demo base unless it is switched off."""
+    folders = {name: Path(model.path).expanduser() for name, model in settings.models.items()}
+    if settings.demo_model:
+        folders.setdefault(DEMO_MODEL, BASE_FOLDER)
+    return folders
+
+
+def runtime_config(settings: Settings, model: str, folder: Path, socket_path: Path, token: str) -> RuntimeConfig:
+    """Each runtime has a disk tier of its own, named by the model's place in the sorted list of models."""
+    data_dir = DataDir(Path(settings.data_dir))
+    index = sorted(model_folders(settings)).index(model)
+    runtime, storage = settings.runtime, settings.storage
+    return RuntimeConfig(
+        model=model,
+        model_folder=str(folder),
+        device=runtime.device,
+        dtype=runtime.dtype,
+        threads=runtime.threads,
+        kv_bytes=runtime.kv_bytes,
+        block_tokens=runtime.block_tokens,
+        adapter_rows=runtime.adapter_rows,
+        max_running=runtime.max_running,
+        max_waiting=runtime.max_waiting,
+        step_tokens=runtime.step_tokens,
+        socket_path=str(socket_path),
+        token=token,
+        drain_s=settings.server.drain_s,
+        objects=storage.objects,
+        objects_root=str(data_dir.objects),
+        bucket=storage.bucket,
+        endpoint=storage.endpoint,
+        region=storage.region,
+        access_key_id=storage.access_key_id,
+        secret_access_key=storage.secret_access_key,
+        tier_dir=str(data_dir.tiers(index)),
+        tier_memory_bytes=settings.tiers.memory_bytes,
+        tier_disk_bytes=settings.tiers.disk_bytes,
+        otlp_endpoint=settings.telemetry.otlp_endpoint,
+        sample_ratio=settings.telemetry.sample_ratio,
+    )
