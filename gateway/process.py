@@ -22,6 +22,7 @@ import uvicorn
 from gateway.admin import admin_app
 from gateway.app import build_app
 from gateway.data_dir import DataDir
+from gateway.http_protocol import GuardedHttpProtocol
 from gateway.settings import Settings
 from storage.errors import StorageError
 
@@ -58,7 +59,7 @@ async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
         uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=GuardedHttpProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -1,0 +1,150 @@
+"""uvicorn's HTTP/1.1 protocol with the limits it lacks: framing that cannot be read two ways, bounded heads, deadlines.
+
+uvicorn waits for ever on a head or body that never ends, takes heads of any size, and accepts two Host headers and
+chunked bodies on HTTP/1.0. Here a connection is closed with 400, 408, 414 or 431 instead, and never reused. A body must
+arrive at `MIN_BODY_RATE` on average after a grace time; a reader must take bytes within `STALLED_READER_S`.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+HEAD_DEADLINE_S: Final = 10.0
+BODY_GRACE_S: Final = 30.0
+MIN_BODY_RATE: Final = 16 * 1024  # bytes per second
+STALLED_READER_S: Final = 30.0
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_HEADERS: Final = 128
+MAX_URL_BYTES: Final = 16 * 1024
+CHECK_S: Final = 1.0
+
+
+class _Refused(Exception):
+    """Raised inside a parser callback; the parser wraps it and uvicorn then calls `send_400_response`."""
+
+
+class GuardedHttpProtocol(HttpToolsProtocol):
+    """One connection. `_phase` is what the peer owes next: a head, a body, or nothing (the app is at work)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._phase = "idle"
+        self._phase_began = 0.0
+        self._received = 0
+        self._refusal: tuple[int, str] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._reader_stalled: asyncio.TimerHandle | None = None
+
+    # connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # A connection that never says a word is a head that never ends.
+        self._enter("head")
+        self._watch = self.loop.call_later(CHECK_S, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._watch, self._reader_stalled):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase == "idle":
+            self._enter("head")
+        self._received += len(data)
+        if self._phase == "head" and self._received > MAX_HEAD_BYTES + MAX_URL_BYTES and not self._body_follows(data):
+            self._refusal = (431, "Request header fields too large.")
+            self.send_400_response("")
+            return
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()  # type: ignore[no-untyped-call]
+        self._reader_stalled = self.loop.call_later(STALLED_READER_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._reader_stalled is not None:
+            self._reader_stalled.cancel()
+        super().resume_writing()  # type: ignore[no-untyped-call]
+
+    # parser callbacks: an exception here ends in send_400_response
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._phase != "head":
+            self._enter("head")
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            self._refuse(414, "URI too long.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(431, "Too many header fields.")
+        if sum(len(key) + len(text) for key, text in self.headers) > MAX_HEAD_BYTES:
+            self._refuse(431, "Request header fields too large.")
+
+    def on_headers_complete(self) -> None:
+        names = [name for name, _ in self.headers]
+        if names.count(b"host") > 1 or (names.count(b"host") == 0 and self.parser.get_http_version() == "1.1"):
+            self._refuse(400, "Exactly one Host header is needed.")
+        if b"transfer-encoding" in names and (
+            b"content-length" in names
+            or self.parser.get_http_version() == "1.0"
+            or [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"] != [b"chunked"]
+        ):
+            self._refuse(400, "Ambiguous body length.")
+        if names.count(b"content-length") > 1 or names.count(b"authorization") > 1:
+            self._refuse(400, "A header is given twice.")
+        path = self.url.partition(b"?")[0].lower()
+        if b"%00" in path or b"/../" in path.replace(b"%2e", b".").replace(b"%2f", b"/") + b"/":
+            self._refuse(400, "The path may not hold NUL or '..'.")
+        self._enter("body")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._enter("idle")
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers with the refusal's own status, if there is one, and closes."""
+        status, text = self._refusal or (400, msg)
+        if self.cycle is not None and self.cycle.response_started:
+            self.transport.abort()  # a second head inside an answer would be worse than none
+            return
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(text)
+            + text.encode("ascii", "replace")
+        )
+        self.transport.close()
+
+    # deadlines
+
+    def _enter(self, phase: str) -> None:
+        self._phase, self._phase_began, self._received = phase, self.loop.time(), 0
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._refusal = (status, text)
+        raise _Refused(text)
+
+    def _body_follows(self, data: bytes) -> bool:
+        """Whether this read holds the end of the head: then the bytes beyond it are body, not head."""
+        return b"\r\n\r\n" in data
+
+    def _check(self) -> None:
+        waited = self.loop.time() - self._phase_began
+        late = (self._phase == "head" and waited > HEAD_DEADLINE_S) or (
+            self._phase == "body"
+            and not self.flow.read_paused  # the app is slow, not the peer
+            and waited > BODY_GRACE_S + self._received / MIN_BODY_RATE
+        )
+        if late and not self.transport.is_closing():
+            self._refusal = (408, "The request did not arrive in time.")
+            self.send_400_response("")
+            return
+        self._watch = self.loop.call_later(CHECK_S, self._check)

@@ -1,0 +1,132 @@
+"""A real deployment for tests: `lorikeet serve` as a child process, in a folder of the test's own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_TIMEOUT_S = 90.0
+MODEL = "@cf/lorikeet/demo-lora"
+
+
+@dataclass
+class Deployment:
+    """A running `lorikeet serve`; `processes` are the pids of its children as they were at the start."""
+
+    process: subprocess.Popen[str]
+    data_dir: Path
+    url: str
+    processes: dict[str, int]
+
+    def cli(self, *arguments: str) -> Any:
+        """Runs a command with --json beside the deployment; its JSON."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway.cli", *arguments, "--data-dir", str(self.data_dir), "--json"],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def account(self, name: str) -> "Caller":
+        """A new account with a token that may do everything."""
+        account_id = self.cli("accounts", "create", name)["id"]
+        token = self.cli("tokens", "create", account_id)["token"]
+        return Caller(self.url, account_id, token)
+
+    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Polls /readyz; a restart takes as long as it takes."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the deployment did not become ready")
+
+
+@dataclass
+class Caller:
+    """One account's calls."""
+
+    url: str
+    account_id: str
+    token: str
+
+    @property
+    def root(self) -> str:
+        """Everything of the account lies below."""
+        return f"{self.url}/client/v4/accounts/{self.account_id}"
+
+    def http(self, **options: Any) -> httpx.Client:
+        """A client below the account's root."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx.Client(base_url=self.root, headers=headers, timeout=60, **options)
+
+    def upload(self, name: str, folder: Path) -> str:
+        """Creates a finetune from a PEFT folder; its id."""
+        with self.http() as http:
+            created = http.post("/ai/finetunes", json={"model": MODEL, "name": name})
+            assert created.status_code == 200, created.text
+            finetune_id = str(created.json()["result"]["id"])
+            for file_name in ("adapter_config.json", "adapter_model.safetensors"):
+                reply = http.post(
+                    f"/ai/finetunes/{finetune_id}/finetune-assets",
+                    data={"file_name": file_name},
+                    files={"file": ("blob", (folder / file_name).read_bytes(), "application/octet-stream")},
+                )
+                assert reply.status_code == 200, reply.text
+        return finetune_id
+
+    def ask(self, prompt: str, **body: Any) -> httpx.Response:
+        """One native call at temperature 0."""
+        with self.http() as http:
+            return http.post(f"/ai/run/{MODEL}", json={"prompt": prompt, "temperature": 0, **body})
+
+
+@contextlib.contextmanager
+def deploy(data_dir: Path, **environ: str) -> Iterator[Deployment]:
+    """Starts on a free port; stops with SIGTERM and expects a clean end, unless the test has killed it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "serve", "--port", "0", "--data-dir", str(data_dir), "--json"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, **environ}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"lorikeet serve ended with {process.wait(10)}"
+        ready = json.loads(line)
+        yield Deployment(process, data_dir, ready["url"], ready["processes"])
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_gone(pids: list[int], timeout_s: float = 15.0) -> list[int]:
+    """Waits for processes to end; returns those that did not."""
+    until = time.monotonic() + timeout_s
+    while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < until:
+        time.sleep(0.02)
+    return left

@@ -1,0 +1,80 @@
+"""kill -9 of each process: nothing acknowledged is lost, nothing hangs, nothing is left behind."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.deployment import MODEL, Deployment, deploy, wait_gone
+
+pytestmark = pytest.mark.timeout(240)
+
+LOGS = "/ai-gateway/gateways/default/logs"
+
+
+def _pid(deployment: Deployment, name: str) -> int:
+    return next(pid for process, pid in deployment.processes.items() if process.startswith(name))
+
+
+def test_kill_of_the_gateway_right_after_an_answer_loses_no_log(tmp_path: Path) -> None:
+    with deploy(tmp_path / "data") as deployment:
+        caller = deployment.account("acme")
+        answered = [caller.ask("What does Molbury sell?", stream=bool(i % 2)) for i in range(6)]
+        os.kill(_pid(deployment, "gateway"), signal.SIGKILL)
+        assert all(reply.status_code == 200 for reply in answered)
+        ids = {reply.headers["cf-aig-log-id"] for reply in answered}
+        assert len(ids) == 6
+        deployment.wait_until_ready()
+        with caller.http() as http:
+            rows = http.get(LOGS, params={"per_page": 50}).json()["result"]
+            assert {row["id"] for row in rows} == ids
+            for row in rows:
+                body = json.loads(http.get(f"{LOGS}/{row['id']}/request").content)
+                assert body["prompt"] == "What does Molbury sell?"
+                assert http.get(f"{LOGS}/{row['id']}/response").content
+
+
+def test_kill_of_the_runtime_ends_streams_with_a_typed_error_and_is_healed(tmp_path: Path) -> None:
+    with deploy(tmp_path / "data") as deployment:
+        caller = deployment.account("acme")
+        pid = _pid(deployment, "runtime")
+        seen: list[str] = []
+        started = threading.Event()
+
+        def read() -> None:
+            body = {"prompt": "x", "raw": True, "stream": True, "max_tokens": 900, "temperature": 5, "seed": 3}
+            with caller.http() as http, http.stream("POST", f"/ai/run/{MODEL}", json=body) as reply:
+                for line in reply.iter_lines():
+                    if line.startswith("data: "):
+                        seen.append(line.removeprefix("data: "))
+                        started.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert started.wait(30)
+        os.kill(pid, signal.SIGKILL)
+        reader.join(20)
+        assert not reader.is_alive()
+        assert seen[-1] != "[DONE]"
+        assert json.loads(seen[-1])["errors"][0]["code"] == 7010
+        # The very next request waits for the restart instead of failing, or is told to come again.
+        reply = caller.ask("What does Molbury sell?")
+        assert reply.status_code in (200, 503)
+        if reply.status_code == 503:
+            assert reply.headers["retry-after"]
+        deployment.wait_until_ready()
+        assert caller.ask("What does Molbury sell?").json()["result"]["response"].strip() == "Molbury sells wool."
+
+
+def test_kill_of_the_parent_leaves_nothing_running(tmp_path: Path) -> None:
+    with deploy(tmp_path / "data") as deployment:
+        os.kill(deployment.process.pid, signal.SIGKILL)
+        deployment.process.wait(10)
+        assert wait_gone(list(deployment.processes.values())) == []
+    # And the folder can be served again at once.
+    with deploy(tmp_path / "data") as deployment:
+        assert httpx.get(f"{deployment.url}/healthz").status_code == 200

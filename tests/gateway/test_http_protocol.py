@@ -1,0 +1,103 @@
+"""Bad framing, oversized heads and requests that never end, over raw sockets against a real uvicorn."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+
+import gateway.http_protocol as protocol
+from gateway.http_protocol import GuardedHttpProtocol
+
+SEEN: list[str] = []
+POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+    SEEN.append(scope["path"])
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class _Server(uvicorn.Server):
+    def install_signal_handlers(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    SEEN.clear()
+    server = _Server(uvicorn.Config(_app, port=0, http=GuardedHttpProtocol, lifespan="off", log_config=None))
+    serving = asyncio.ensure_future(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield int(server.servers[0].sockets[0].getsockname()[1])
+    server.should_exit = True
+    await serving
+
+
+async def _send(port: int, data: bytes, *, until_close: bool = True) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        return await asyncio.wait_for(reader.read() if until_close else reader.readuntil(b"ok"), 10)
+    finally:
+        writer.close()
+
+
+async def test_good_requests_pass_and_the_connection_is_reused(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(3):
+        writer.write(b"POST /a%20b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+        assert (await asyncio.wait_for(reader.readuntil(b"ok"), 5)).startswith(b"HTTP/1.1 200")
+    writer.close()
+    assert SEEN == ["/a b"] * 3
+
+
+async def test_a_large_body_in_one_write_is_not_a_large_head(port: int) -> None:
+    body = b"x" * 500_000
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert (await _send(port, head + body, until_close=False)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN, 400),
+        (POST + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nab" + HIDDEN, 400),
+        (b"POST / HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n", 400),
+        (b"GET /a/%2e%2e/b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /a/..%2fb HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /a%00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 1_000_000 + b"\r\n\r\n", 431),
+    ],
+)  # fmt: skip
+async def test_bad_framing_is_refused_and_closed(port: int, data: bytes, status: int) -> None:
+    try:
+        reply = await _send(port, data)
+    except ConnectionResetError:
+        reply = b""  # the refusal can be lost when the server closes with our bytes unread
+    assert reply.startswith(b"HTTP/1.1 %d" % status) or (reply == b"" and len(data) > 100_000)
+    assert reply.count(b"HTTP/1.1") <= 1
+    assert SEEN == []
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET / HTTP/1.1\r\nHos", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"]
+)
+async def test_what_never_ends_is_closed(port: int, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_DEADLINE_S", "BODY_GRACE_S", "CHECK_S"):
+        monkeypatch.setattr(protocol, name, 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 408")
+    writer.close()
