@@ -61,13 +61,13 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def pause_writing(self) -> None:
-        super().pause_writing()  # type: ignore[no-untyped-call]
+        super().pause_writing()
         self._reader_stalled = self.loop.call_later(STALLED_READER_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         if self._reader_stalled is not None:
             self._reader_stalled.cancel()
-        super().resume_writing()  # type: ignore[no-untyped-call]
+        super().resume_writing()
 
     # parser callbacks: an exception here ends in send_400_response
 

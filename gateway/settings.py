@@ -30,7 +30,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all sections: immutable, unknown keys refused."""
 
 
-class Server(_Section):
+class Server(_Section, frozen=True):
     """`port` 0 takes a free one. `request_timeout_s` is the deadline of one inference."""
 
     host: str = "127.0.0.1"
@@ -40,7 +40,7 @@ class Server(_Section):
     drain_s: Seconds = 10.0
 
 
-class Storage(_Section):
+class Storage(_Section, frozen=True):
     """Where objects live. `s3` works with any S3 API; Cloudflare R2 is an endpoint with region = "auto"."""
 
     objects: Literal["local", "s3"] = "local"
@@ -51,14 +51,14 @@ class Storage(_Section):
     secret_access_key: str = ""
 
 
-class Tiers(_Section):
+class Tiers(_Section, frozen=True):
     """Byte budgets of the adapter tiers in front of the object store."""
 
     memory_bytes: Positive = 2 * 1024**3
     disk_bytes: Positive = 20 * 1024**3
 
 
-class Adapters(_Section):
+class Adapters(_Section, frozen=True):
     """What an upload may be. The defaults are the limits of 2024; today's are 32, 300 MB and 100."""
 
     max_rank: Annotated[int, Meta(ge=1, le=512)] = 8
@@ -66,7 +66,7 @@ class Adapters(_Section):
     max_per_account: Positive = 30
 
 
-class Runtime(_Section):
+class Runtime(_Section, frozen=True):
     """One runtime process per base. `adapter_rows` is the device pool in rank rows, shared by all resident adapters."""
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -81,13 +81,13 @@ class Runtime(_Section):
     restart_wait_s: Seconds = 10.0
 
 
-class Model(_Section):
+class Model(_Section, frozen=True):
     """A base of the catalogue that this deployment serves: the folder of its weights (Hugging Face layout)."""
 
     path: str
 
 
-class Logs(_Section):
+class Logs(_Section, frozen=True):
     """`ack`: the last byte of an answer leaves after its record is on disk. `group`: within `group_ms` of it."""
 
     durability: Literal["ack", "group"] = "ack"
@@ -96,14 +96,14 @@ class Logs(_Section):
     buffer_bytes: Annotated[int, Meta(ge=1024**2)] = 64 * 1024**2
 
 
-class Telemetry(_Section):
+class Telemetry(_Section, frozen=True):
     """Traces are exported by OTLP over HTTP when `otlp_endpoint` is set, for example "http://127.0.0.1:4318"."""
 
     otlp_endpoint: str = ""
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
 
-class Client(_Section):
+class Client(_Section, frozen=True):
     """What the command line uses to call a running gateway; the server itself ignores it."""
 
     url: str = "http://127.0.0.1:8787"
@@ -111,7 +111,7 @@ class Client(_Section):
     token: str = ""
 
 
-class Settings(_Section):
+class Settings(_Section, frozen=True):
     """The whole file. `models` maps a catalogue name to its folder; `demo_model` serves the demo base too."""
 
     data_dir: str = "lorikeet-data"
