@@ -15,7 +15,8 @@ import msgspec
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from gateway.errors import BadQuery, LorikeetError
+from gateway.errors import BadQuery, InternalError, LorikeetError, StorageUnavailable
+from storage.errors import StorageError
 
 MAX_PER_PAGE: Final = 1000
 MAX_PAGE: Final = 1_000_000
@@ -77,6 +78,15 @@ def success_page(items: Sequence[Any], page: Page, total: int) -> JsonResponse:
         "total_pages": math.ceil(total / page.per_page),
     }
     return JsonResponse({"success": True, "errors": [], "messages": [], "result": items, "result_info": info})
+
+
+def as_lorikeet_error(error: Exception) -> LorikeetError:
+    """What the caller is told about any failure. Storage that is away may come back; everything else is our fault."""
+    if isinstance(error, LorikeetError):
+        return error
+    if isinstance(error, StorageError):
+        return StorageUnavailable("the gateway's storage does not answer just now; try again", retry_after_s=5)
+    return InternalError("something went wrong inside the gateway; the request was not completed")
 
 
 def error_body(error: LorikeetError, *, openai: bool = False) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Private folders for files on their way in, and notes of objects that nothing may point to.
+
+Shape: a `Scratch` is one folder per upload or deletion, readable by this user only, removed at its end. Before objects
+are written, replaced or deleted, their keys are noted in the folder, durably; whoever ends the work, or the next start
+after a crash (`leftovers`), deletes the noted keys that no row refers to. So neither a crash nor a failed commit leaves
+an object behind, and no listing of the store is ever needed.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from gateway.errors import RequestTooLarge
+from gateway.ids import new_id
+from storage.errors import StorageFull, StorageUnavailable
+
+WRITE_BYTES: Final = 1024 * 1024
+_NOTES: Final = "keys"
+
+
+class SpooledFile(NamedTuple):
+    """A complete file in a scratch folder."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Its bytes, read in a thread."""
+        with await asyncio.to_thread(self.path.open, "rb") as file:
+            while chunk := await asyncio.to_thread(file.read, WRITE_BYTES):
+                yield chunk
+
+
+class Scratch:
+    """One folder. `settled` says that the noted keys need no second look, so the folder may go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settled = True
+
+    async def receive(self, name: str, chunks: AsyncIterable[bytes], max_bytes: int, what: str) -> SpooledFile:
+        """Writes a stream to a new file. Raises RequestTooLarge as soon as it passes `max_bytes`, StorageFull."""
+        path = self.folder / name
+        digest, size, pending = hashlib.sha256(), 0, bytearray()
+        file: BinaryIO = await _disk(path.open, "xb")
+        try:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > max_bytes:
+                    raise RequestTooLarge(f"{what} is above the limit of {max_bytes} bytes")
+                pending += chunk
+                if len(pending) >= WRITE_BYTES:
+                    await _disk(_append, file, bytes(pending), digest)
+                    pending.clear()
+            await _disk(_append, file, bytes(pending), digest)
+            await _disk(file.flush)
+        finally:
+            with contextlib.suppress(OSError):  # a full disk was told already, by the write that met it
+                file.close()
+        return SpooledFile(path, size, digest.hexdigest())
+
+    async def note(self, keys: Iterable[str]) -> None:
+        """Remembers durably that these objects may be left without a row. Call before touching them."""
+        self.settled = False
+        await _disk(_write_durably, self.folder / _NOTES, "\n".join(keys))
+
+
+class Spool:
+    """The folder of all scratch folders. One gateway process owns it."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises StorageUnavailable when the folder cannot be made."""
+        self._root = root
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageUnavailable(f"{root}: {error.strerror}") from error
+
+    @contextlib.asynccontextmanager
+    async def scratch(self) -> AsyncIterator[Scratch]:
+        """A new private folder, removed at the end unless its notes could not be settled."""
+        scratch = Scratch(self._root / new_id())
+        await _disk(scratch.folder.mkdir, 0o700)
+        try:
+            yield scratch
+        finally:
+            if scratch.settled:
+                await asyncio.to_thread(shutil.rmtree, scratch.folder, ignore_errors=True)
+
+    async def leftovers(self) -> list[tuple[Scratch, list[str]]]:
+        """Folders of an earlier process, with the keys noted in them. Call once, before the first `scratch`."""
+        return await _disk(self._leftovers)
+
+    def _leftovers(self) -> list[tuple[Scratch, list[str]]]:
+        found = []
+        for folder in sorted(path for path in self._root.iterdir() if path.is_dir()):
+            notes = folder / _NOTES
+            found.append((Scratch(folder), notes.read_text().split() if notes.exists() else []))
+        return found
+
+    async def discard(self, scratch: Scratch) -> None:
+        """Removes a left-over folder."""
+        await asyncio.to_thread(shutil.rmtree, scratch.folder, ignore_errors=True)
+
+
+def _append(file: BinaryIO, data: bytes, digest: Any) -> None:
+    digest.update(data)
+    file.write(data)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for folder in (path.parent, path.parent.parent):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+async def _disk(function: Any, *arguments: Any) -> Any:
+    """Runs file work in a thread. Raises StorageFull, StorageUnavailable."""
+    try:
+        return await asyncio.to_thread(function, *arguments)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(f"spool: {error.strerror}") from error
+        raise StorageUnavailable(f"spool: {error.strerror}") from error

@@ -1,0 +1,39 @@
+"""A JSON object as request body, whatever its Content-Type says: real clients send text/plain and form types.
+
+Bounded while it streams in, so a body over the limit is refused before it is read to its end.
+"""
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from gateway.errors import BadInput, EmptyBody, RequestTooLarge
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises RequestTooLarge as soon as it passes the limit, by its header if that says so."""
+    too_large = RequestTooLarge(f"the request body is above the limit of {max_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes):
+        raise too_large
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > max_bytes:
+            raise too_large
+    return bytes(data)
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as a JSON object. Raises EmptyBody, BadInput, RequestTooLarge."""
+    data = await read_body(request, max_bytes)
+    if not data:
+        raise EmptyBody("the request has no body; send a JSON object")
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"the request body is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadInput("the request body must be a JSON object")
+    return value
