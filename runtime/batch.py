@@ -49,13 +49,18 @@ class Runner(Protocol):
     """What the engine needs of a device. `runner.py` is torch; tests of the decisions use a fake."""
 
     def execute(self, batch: Batch) -> list[int]:
-        """Runs the model over the batch; one sampled token id per row with `samples`, in row order."""
+        """Runs the model over the batch; one sampled token id per row with `samples`, in row order.
+
+        A step may be repeated: it writes the same keys and values and draws the same tokens. Raises LogitsInvalid,
+        which names the sequences whose numbers overflowed (repeat the step without them), RunnerMisused, DeviceLost.
+        """
         ...
 
     def write_adapter(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> None:
         """Copies these layers of an adapter into rank rows row_offset .. row_offset + rank - 1 of the pool.
 
-        Rows of modules that the adapter lacks are zeroed. After the last layer the slot may be used by `execute`.
+        Rows of modules that the adapter lacks are zeroed. Layers come in order, from 0; after the last one the slot
+        may be used by `execute`. Raises AdapterInvalid (the slot is empty again) and RunnerMisused.
         """
         ...
 
