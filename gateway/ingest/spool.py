@@ -12,13 +12,16 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 from gateway.errors import RequestTooLarge
 from gateway.ids import new_id
 from storage.errors import StorageFull, StorageUnavailable
+from storage.threads import finish
+
+T = TypeVar("T")
 
 WRITE_BYTES: Final = 1024 * 1024
 _NOTES: Final = "keys"
@@ -39,11 +42,12 @@ class SpooledFile(NamedTuple):
 
 
 class Scratch:
-    """One folder. `settled` says that the noted keys need no second look, so the folder may go."""
+    """One folder. `settled` says that the `noted` keys need no second look, so the folder may go."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, noted: list[str] | None = None) -> None:
         self.folder = folder
-        self.settled = True
+        self.noted = noted or []
+        self.settled = not self.noted
 
     async def receive(self, name: str, chunks: AsyncIterable[bytes], max_bytes: int, what: str) -> SpooledFile:
         """Writes a stream to a new file. Raises RequestTooLarge as soon as it passes `max_bytes`, StorageFull."""
@@ -68,8 +72,9 @@ class Scratch:
 
     async def note(self, keys: Iterable[str]) -> None:
         """Remembers durably that these objects may be left without a row. Call before touching them."""
+        self.noted = list(keys)
         self.settled = False
-        await _disk(_write_durably, self.folder / _NOTES, "\n".join(keys))
+        await _disk(_write_durably, self.folder / _NOTES, "\n".join(self.noted))
 
 
 class Spool:
@@ -94,20 +99,21 @@ class Spool:
             if scratch.settled:
                 await asyncio.to_thread(shutil.rmtree, scratch.folder, ignore_errors=True)
 
-    async def leftovers(self) -> list[tuple[Scratch, list[str]]]:
-        """Folders of an earlier process, with the keys noted in them. Call once, before the first `scratch`."""
+    async def leftovers(self) -> list[Scratch]:
+        """Folders of an earlier process, with what they noted. Call once, before the first `scratch`."""
         return await _disk(self._leftovers)
 
-    def _leftovers(self) -> list[tuple[Scratch, list[str]]]:
-        found = []
-        for folder in sorted(path for path in self._root.iterdir() if path.is_dir()):
-            notes = folder / _NOTES
-            found.append((Scratch(folder), notes.read_text().split() if notes.exists() else []))
-        return found
+    def _leftovers(self) -> list[Scratch]:
+        folders = sorted(path for path in self._root.iterdir() if path.is_dir())
+        return [Scratch(folder, _read_notes(folder / _NOTES)) for folder in folders]
 
     async def discard(self, scratch: Scratch) -> None:
         """Removes a left-over folder."""
         await asyncio.to_thread(shutil.rmtree, scratch.folder, ignore_errors=True)
+
+
+def _read_notes(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
 
 
 def _append(file: BinaryIO, data: bytes, digest: Any) -> None:
@@ -128,10 +134,10 @@ def _write_durably(path: Path, text: str) -> None:
             os.close(descriptor)
 
 
-async def _disk(function: Any, *arguments: Any) -> Any:
-    """Runs file work in a thread. Raises StorageFull, StorageUnavailable."""
+async def _disk(function: Callable[..., T], *arguments: Any) -> T:
+    """Runs file work in a thread, to its end even when cancelled. Raises StorageFull, StorageUnavailable."""
     try:
-        return await asyncio.to_thread(function, *arguments)
+        return await finish(asyncio.to_thread(function, *arguments))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull(f"spool: {error.strerror}") from error

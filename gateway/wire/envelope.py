@@ -107,14 +107,19 @@ def error_body(error: LorikeetError, *, openai: bool = False) -> dict[str, Any]:
     return body
 
 
-def error_response(error: LorikeetError, *, openai: bool = False) -> JsonResponse:
-    """The failure with its status, and Retry-After in whole seconds where trying again may help."""
+def error_headers(error: LorikeetError) -> dict[str, str]:
+    """Retry-After in whole seconds where trying again may help; how to authenticate after a 401."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JsonResponse(error_body(error, openai=openai), error.status, headers)
+    return headers
+
+
+def error_response(error: LorikeetError, *, openai: bool = False) -> JsonResponse:
+    """The failure with its status."""
+    return JsonResponse(error_body(error, openai=openai), error.status, error_headers(error))
 
 
 def iso_time(seconds: float) -> str:

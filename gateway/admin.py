@@ -1,0 +1,96 @@
+"""The operator's face: accounts and tokens over HTTP on a Unix socket that only this user can open.
+
+It exists so that the command line never opens the database beside a running gateway, and so that a revoked token is
+forgotten by the process that cached it. There is no authentication but the socket's file mode; the public server never
+mounts this app. Bodies and answers are plain JSON; failures wear the usual envelope.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.accounts import Token
+from gateway.errors import BadInput
+from gateway.routes import PERMISSIONS
+from gateway.services import Services
+from gateway.wire.envelope import JsonResponse, as_lorikeet_error, error_response
+from gateway.wire.json_body import read_object
+
+logger = logging.getLogger(__name__)
+MAX_BODY_BYTES: Final = 64 * 1024
+Operation = Callable[[Request, Services], Awaitable[Any]]
+
+
+def admin_app(services: Services) -> Starlette:
+    """The ASGI app over open services; it neither opens nor closes any."""
+
+    def route(path: str, method: str, operation: Operation) -> Route:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return JsonResponse(await operation(request, services))
+            except Exception as error:
+                return error_response(as_lorikeet_error(error))
+
+        return Route(path, endpoint, methods=[method])
+
+    return Starlette(
+        routes=[
+            route("/accounts", "POST", _create_account),
+            route("/accounts", "GET", _list_accounts),
+            route("/accounts/{account_id}", "DELETE", _delete_account),
+            route("/accounts/{account_id}/tokens", "POST", _create_token),
+            route("/accounts/{account_id}/tokens", "GET", _list_tokens),
+            route("/tokens/{token_id}", "DELETE", _revoke_token),
+        ]
+    )
+
+
+async def _create_account(request: Request, services: Services) -> Any:
+    body = await read_object(request, MAX_BODY_BYTES)
+    return await services.accounts.create_account(body.get("name", ""))
+
+
+async def _list_accounts(request: Request, services: Services) -> Any:
+    return await services.accounts.list_accounts()
+
+
+async def _delete_account(request: Request, services: Services) -> Any:
+    """With its finetunes: they are deleted first, each completely, then the account and its tokens."""
+    account_id: str = request.path_params["account_id"]
+    await services.accounts.get_account(account_id)
+    for finetune in await services.finetunes.list_finetunes(account_id):
+        _, digest = await services.finetunes.delete(account_id, finetune.id)
+        backend = services.backends.get(finetune.model)
+        if digest is not None and backend is not None:
+            await backend.forget(digest)
+    await services.accounts.delete_account(account_id)
+    return {}
+
+
+async def _create_token(request: Request, services: Services) -> Any:
+    body = await read_object(request, MAX_BODY_BYTES)
+    permissions, expires_at = body.get("permissions"), body.get("expires_at")
+    if permissions is None:
+        permissions = list(PERMISSIONS)
+    if not isinstance(permissions, list) or not all(isinstance(item, str) for item in permissions):
+        raise BadInput("permissions must be a list of strings", param="permissions")
+    if expires_at is not None and (isinstance(expires_at, bool) or not isinstance(expires_at, int | float)):
+        raise BadInput("expires_at must be a number of Unix seconds", param="expires_at")
+    created: tuple[Token, str] = await services.accounts.create_token(
+        request.path_params["account_id"], body.get("name", ""), permissions, expires_at
+    )
+    return {"token": created[0], "secret": created[1]}
+
+
+async def _list_tokens(request: Request, services: Services) -> Any:
+    return await services.accounts.list_tokens(request.path_params["account_id"])
+
+
+async def _revoke_token(request: Request, services: Services) -> Any:
+    await services.accounts.revoke(request.path_params["token_id"])
+    return {}
