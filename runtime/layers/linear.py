@@ -1,0 +1,24 @@
+"""A projection of one layer: the base's weight plus whatever the step's adapters add."""
+
+from dataclasses import dataclass
+
+import torch
+
+from runtime.layers.lora import LoraPlan
+
+
+@dataclass(frozen=True)
+class LoraLinear:
+    """weight [out, in], fused over the group's modules. `group` indexes `AdapterPool.groups`."""
+
+    weight: torch.Tensor
+    layer: int
+    group: int
+    num_slices: int
+
+    def __call__(self, x: torch.Tensor, lora: LoraPlan | None) -> torch.Tensor:
+        """[tokens, in] -> [tokens, out]."""
+        y = torch.nn.functional.linear(x, self.weight)
+        if lora is not None:
+            lora.add(self.layer, self.group, self.num_slices, x, y)
+        return y

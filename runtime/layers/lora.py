@@ -1,0 +1,132 @@
+"""How a step applies its adapters: planned once, then added to the output of every projection of every layer.
+
+Two forms compute the same sums. *Stacked* (`kernels/lora_stacked.py`) puts all active adapters through two matrix
+products, for decode steps; *segmented* (`lora_shrink`, `lora_expand`) goes through the adapters one by one, for steps
+with many tokens. The stacked weights are copies: of the adapters that the latest stacked step used, at most three
+times their bytes in the pool, kept while the same adapters stay active and dropped when the set changes.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from kernels.lora_expand import lora_expand
+from kernels.lora_shrink import lora_shrink
+from kernels.lora_stacked import Stack, lora_stacked, stack_rows
+from kernels.segments import BASE_SLOT, Segments, build_segments
+from runtime.layers.adapter_pool import AdapterPool
+
+# Multiply-adds per layer and segment up to which the stacked form wins, measured on two cores (256 and 2048 wide,
+# rank 8-16): small bf16 products cost about 15 us a call whatever their size, fp32 ones about 4 us.
+_STACK_LIMIT: Final = {torch.float32: 4e6, torch.bfloat16: 30e6, torch.float16: 30e6}
+
+
+class StackedAdapters:
+    """The stacks of one set of slots, built per layer and group when first used."""
+
+    def __init__(self, pool: AdapterPool, slots: tuple[int, ...]) -> None:
+        self._pool = pool
+        ranges = [pool.ready(slot) for slot in slots]
+        rows = [row for offset, rank in ranges for row in range(offset, offset + rank)]
+        owners = [slot for slot, (_, rank) in zip(slots, ranges, strict=True) for _ in range(rank)]
+        self._rows = torch.tensor(rows, device=pool.device)
+        self._owners = torch.tensor(owners, device=pool.device)
+        self._touched = pool.touched_by(slots)
+        self._stacks: dict[tuple[int, int], Stack] = {}
+
+    def stack(self, layer: int, group: int) -> Stack | None:
+        """None when no adapter of the set has a module there."""
+        if not self._touched[layer][group]:
+            return None
+        stack = self._stacks.get((layer, group))
+        if stack is None:
+            weights = self._pool.weights(layer, group)
+            scaling = weights.scaling.index_select(0, self._owners).T
+            stack = stack_rows(weights.a, weights.b, self._pool.groups[group].slices, self._rows, scaling)
+            self._stacks[layer, group] = stack
+        return stack
+
+    def foreign(self, token_slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Per number of slices (1, 2, 3): [tokens, slices * rows], True where the row is not the token's own."""
+        single = token_slots[:, None] != self._owners[None, :]
+        return single, single.repeat(1, 2), single.repeat(1, 3)
+
+
+class StackedPlan:
+    """One step in the stacked form. The first `first` tokens are the base's."""
+
+    def __init__(self, adapters: StackedAdapters, first: int, foreign: tuple[torch.Tensor, ...] | None) -> None:
+        self._adapters, self._first, self._foreign = adapters, first, foreign
+
+    def add(self, layer: int, group: int, num_slices: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """y += the adapters' part, in place; x [tokens, in], y [tokens, out]."""
+        stack = self._adapters.stack(layer, group)
+        if stack is None:
+            return
+        if self._first:
+            x, y = x[self._first :], y[self._first :]
+        foreign = None if self._foreign is None else self._foreign[num_slices - 1]
+        lora_stacked(x, stack, foreign, y)
+
+
+class SegmentedPlan:
+    """One step in the segmented form."""
+
+    def __init__(self, pool: AdapterPool, segments: Segments) -> None:
+        self._pool, self._segments = pool, segments
+        self._touched = pool.touched_by(tuple({segment.slot for segment in segments.with_adapters()}))
+
+    def add(self, layer: int, group: int, num_slices: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """y += the adapters' part, in place; x [tokens, in], y [tokens, out]."""
+        if not self._touched[layer][group]:
+            return
+        weights = self._pool.weights(layer, group)
+        h = lora_shrink(x, weights.a, self._segments)
+        lora_expand(h, weights.b, weights.scaling, self._pool.groups[group].slices, self._segments, y)
+
+
+LoraPlan = StackedPlan | SegmentedPlan
+
+
+class LoraPlanner:
+    """Turns the slots of a step into a plan; owns the one cached set of stacks."""
+
+    def __init__(self, pool: AdapterPool) -> None:
+        self._pool = pool
+        self._cached_key: tuple[tuple[int, int], ...] = ()
+        self._cached: StackedAdapters | None = None
+        # What one stacked rank row costs per token and layer, over all groups.
+        self._width = sum(len(group.slices) * (group.in_features + sum(group.slices)) for group in pool.groups)
+
+    def plan(self, slots: Sequence[int], counts: Sequence[int]) -> LoraPlan | None:
+        """For batch rows in slot order with their token counts; None when all of them are the base's.
+
+        Raises RunnerMisused when a slot is not READY.
+        """
+        active = sorted({slot for slot in slots if slot != BASE_SLOT})
+        rows = {slot: self._pool.ready(slot) for slot in active}
+        segments = build_segments(slots, counts, rows)
+        used = list(segments.with_adapters())
+        if not used:
+            return None
+        tokens = segments.num_tokens - used[0].start
+        cost = tokens * sum(rank for _, rank in rows.values()) * self._width
+        if cost > len(used) * _STACK_LIMIT[self._pool.dtype]:
+            return SegmentedPlan(self._pool, segments)
+        return self._stacked(tuple(active), segments, used[0].start)
+
+    def _stacked(self, active: tuple[int, ...], segments: Segments, first: int) -> StackedPlan:
+        key = tuple((slot, self._pool.generations[slot]) for slot in active)
+        if self._cached is None or key != self._cached_key:
+            self._cached = None  # the old copies go before the new ones come
+            self._cached, self._cached_key = StackedAdapters(self._pool, active), key
+        adapters = self._cached
+        if len(active) == 1 and len(segments.slots) - (segments.slots[0] == BASE_SLOT) == 1:
+            return StackedPlan(adapters, first, None)
+        token_slots = [
+            slot
+            for slot, start, end in zip(segments.slots, segments.starts, segments.starts[1:], strict=False)
+            for _ in range(max(start, first), end)
+        ]
+        return StackedPlan(adapters, first, adapters.foreign(torch.tensor(token_slots, device=self._pool.device)))

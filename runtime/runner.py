@@ -1,0 +1,140 @@
+"""The device behind the engine: a base model, its key/value cache and its pool of adapters, on torch.
+
+A step is: records -> tensors (`layers/step.py`) -> decoder -> logits of the sampled rows -> tokens (`sampler.py`).
+Everything here belongs to the engine thread. On a CPU the kernels' torch references do the work.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from runtime.batch import Batch
+from runtime.errors import ConfigInvalid
+from runtime.layers.adapter_pool import AdapterPool
+from runtime.layers.kv_cache import KVCache
+from runtime.layers.lora import LoraPlanner
+from runtime.layers.rotary import inverse_frequency
+from runtime.layers.step import StepBuilder
+from runtime.models.config import ModelConfig
+from runtime.models.decoder import Decoder, load_decoder
+from runtime.sampler import sample
+from storage.geometry import Geometry
+from storage.packed import Packed
+
+DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TorchRunner:
+    """Fulfils `runtime.batch.Runner`. Built by `load`."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, pool: AdapterPool, steps: StepBuilder) -> None:
+        self._decoder, self._cache, self._pool, self._steps = decoder, cache, pool, steps
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: str,
+        dtype: str,
+        threads: int,
+        kv_bytes: int,
+        block_tokens: int,
+        adapter_rows: int,
+        max_slots: int = 64,
+        progress: Callable[[float], None] | None = None,
+    ) -> "TorchRunner":
+        """Loads a Hugging Face folder and allocates cache and pool; `progress` gets the fraction read, 0 to 1.
+
+        threads: for torch in this whole process; 0 leaves its default. kv_bytes: upper bound of the cache.
+        Raises ModelInvalid for the folder, ConfigInvalid for the other arguments.
+        """
+        torch_dtype, torch_device = _dtype(dtype), _device(device)
+        if threads > 0:
+            torch.set_num_threads(threads)
+        config = ModelConfig.from_folder(folder)
+        geometry = config.geometry
+        if block_tokens < 1 or adapter_rows < 1 or max_slots < 1:
+            raise ConfigInvalid("block_tokens, adapter_rows and max_slots must be at least 1")
+        block_bytes = KVCache.block_bytes(geometry, block_tokens, torch_dtype)
+        num_blocks = kv_bytes // block_bytes
+        if num_blocks < 1:
+            raise ConfigInvalid(f"kv_bytes = {kv_bytes}: one block of {block_tokens} tokens takes {block_bytes} bytes")
+        cache = KVCache(geometry, num_blocks, block_tokens, torch_dtype, torch_device)
+        pool = AdapterPool(geometry, adapter_rows, max_slots, torch_dtype, torch_device)
+        decoder = load_decoder(folder, config, cache, torch_dtype, torch_device, progress)
+        steps = StepBuilder(
+            cache,
+            LoraPlanner(pool),
+            inverse_frequency(config.rope, geometry.head_dim),
+            vocab_size=config.vocab_size,
+            max_positions=min(config.max_positions, num_blocks * block_tokens),
+            sliding_window=config.sliding_window,
+            dtype=torch_dtype,
+            device=torch_device,
+        )
+        return cls(decoder, cache, pool, steps)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._decoder.config.geometry
+
+    @property
+    def num_blocks(self) -> int:
+        return self._cache.num_blocks
+
+    @property
+    def num_parameters(self) -> int:
+        return self._decoder.num_parameters
+
+    @property
+    def vocab_size(self) -> int:
+        return self._decoder.config.vocab_size
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """What the model was made for, or less when the whole cache holds less."""
+        return min(self._decoder.config.max_positions, self._cache.num_blocks * self._cache.block_tokens)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self._decoder.config.eos_token_ids
+
+    def execute(self, batch: Batch) -> list[int]:
+        """See `runtime.batch.Runner`."""
+        logits = self.logits(batch)
+        rows = [row for row in batch.rows if row.samples]
+        with torch.inference_mode():
+            return sample(logits, rows) if rows else []
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """The step up to the sampler: [rows with `samples`, vocab] in the model's dtype. Raises RunnerMisused."""
+        with torch.inference_mode():
+            step = self._steps.build(batch)
+            return self._decoder.forward(step)
+
+    def write_adapter(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> None:
+        """See `runtime.batch.Runner`."""
+        with torch.inference_mode():
+            self._pool.write(slot, row_offset, packed, first_layer, num_layers)
+
+    def release_slot(self, slot: int) -> None:
+        """See `runtime.batch.Runner`."""
+        self._pool.release(slot)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigInvalid(f"dtype = {name!r}: allowed are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigInvalid(f"device = {name!r} cannot be used: {error}") from error
+    return device
