@@ -1,12 +1,12 @@
 """What storage can fail with. Callers translate these at their own border.
 
-    StorageError
-    ├── ObjectMissing       no such key
-    ├── ObjectCorrupt       bytes do not match their digest, length or format
-    ├── ObjectTooLarge      the writer was cut off at its byte limit
-    ├── StorageFull         the disk or bucket takes no more
-    ├── StorageUnavailable  the store does not answer (network, credentials, throttling); may pass
-    └── DatabaseUnavailable the row store cannot be opened or written
+StorageError
+├── ObjectMissing       no such key
+├── ObjectCorrupt       bytes do not match their digest, length or format
+├── ObjectTooLarge      the writer was cut off at its byte limit
+├── StorageFull         the disk or bucket takes no more
+├── StorageUnavailable  the store does not answer (network, credentials, throttling); may pass
+└── DatabaseUnavailable the row store cannot be opened or written
 """
 
 
@@ -36,3 +36,7 @@ class StorageUnavailable(StorageError):
 
 class DatabaseUnavailable(StorageError):
     """The row store cannot be opened, or a write did not commit."""
+
+
+class AlreadyExists(StorageError):
+    """The row was not written because another one has the same unique values."""

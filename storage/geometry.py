@@ -76,5 +76,5 @@ class Geometry(msgspec.Struct, frozen=True):
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
         if not isinstance(config, dict):
-            raise ValueError(f"{folder / 'config.json'} is not a JSON object")
+            raise ValueError(f"{folder / 'config.json'} is not a JSON object")  # noqa: TRY004 (a wrong file)
         return cls.from_config(config)

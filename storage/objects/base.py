@@ -6,7 +6,7 @@ old object, the new one, or none, never a part. Errors are those of `storage.err
 """
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from typing import Protocol
 
 _KEY = re.compile(r"(?!\.)[a-z0-9._-]{1,128}(?:/(?!\.)[a-z0-9._-]{1,128}){0,7}")
@@ -17,6 +17,12 @@ def check_key(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(f"not an object key: {key!r}")
     return key
+
+
+def check_range(start: int, length: int | None) -> None:
+    """Raises ValueError for a negative start or length."""
+    if start < 0 or (length is not None and length < 0):
+        raise ValueError(f"not a range of bytes: {length} from {start}")
 
 
 class ObjectStore(Protocol):
@@ -30,8 +36,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def get(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        """Streams the object, or `length` bytes from `start`, in chunks. Raises ObjectMissing, StorageUnavailable."""
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Streams the object, or `length` bytes from `start`, in chunks of about 1 MiB. Past the end are no bytes.
+
+        Raises ObjectMissing, StorageUnavailable. A reader that stops early closes the stream (`contextlib.aclosing`).
+        """
         ...
 
     async def size(self, key: str) -> int:
