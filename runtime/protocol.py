@@ -191,7 +191,10 @@ class AdapterStatus(msgspec.Struct, frozen=True, tag="adapter"):
 
 
 class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Load figures for routing and metrics."""
+    """Load figures for routing and metrics. Counters run since the start of the process.
+
+    refused: sequences turned away (queue full, unusable). cut_connections: gateways that did not read.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -206,6 +209,9 @@ class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int = 0
     disk_bytes: int = 0
     evictions: int = 0
+    preemptions: int = 0
+    refused: int = 0
+    cut_connections: int = 0
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):

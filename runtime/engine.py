@@ -1,0 +1,380 @@
+"""The engine: submit, abort and step, all on one thread. Owns scheduler, blocks, residency and the runner.
+
+A step expires deadlines, moves adapters on, asks the scheduler for a plan, runs it, and returns what came out. Whatever
+goes wrong with a sequence becomes its last output, a typed `Failure`, in the next step's result: `submit` never raises
+for bad input. A runner that raises ends the sequences of that step and nothing else; `DeviceLost` alone passes through.
+Each sequence ends exactly once, by output or by abort, and holds nothing from then on.
+"""
+
+import itertools
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from runtime.adapter import Loads, Way
+from runtime.batch import BASE_SLOT, Batch, Row, Runner
+from runtime.blocks import BlockPool
+from runtime.errors import DeviceLost, DuplicateId
+from runtime.protocol import (
+    AdapterStatus,
+    Failure,
+    FinishReason,
+    ModelInfo,
+    SamplingParams,
+    SequenceOutput,
+    Stats,
+    Submit,
+)
+from runtime.residency import Residency
+from runtime.scheduler import Scheduled, Scheduler
+from runtime.sequence import Sequence, State
+from runtime.slots import SlotPool
+from runtime.waiting import QueueFull
+from storage.packed import Packed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Sizes of the engine; see `RuntimeConfig` for what they mean."""
+
+    num_blocks: int
+    block_tokens: int
+    adapter_rows: int
+    max_running: int = 64
+    max_waiting: int = 256
+    step_tokens: int = 1024
+    copy_bytes: int = 16 * 1024**2
+    starve_after_s: float = 2.0
+    max_leases: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output and the connection it belongs to."""
+
+    owner: int
+    output: SequenceOutput
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brought. `progressed` is False when the next step can do nothing either, until something arrives."""
+
+    outputs: tuple[Output, ...]
+    statuses: tuple[AdapterStatus, ...]
+    progressed: bool
+
+
+class Engine:
+    """`clock` gives seconds, monotonic; `random_seed` makes the seed of a request that names none."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        model: ModelInfo,
+        limits: EngineLimits,
+        loads: Loads,
+        clock: Callable[[], float],
+        random_seed: Callable[[], int] = lambda: random.getrandbits(63),
+    ) -> None:
+        self._runner, self._model, self._clock, self._random_seed = runner, model, clock, random_seed
+        self._blocks = BlockPool(limits.num_blocks, limits.block_tokens)
+        self._rows = SlotPool(limits.adapter_rows)
+        self._residency = Residency(
+            self._rows,
+            runner,
+            loads,
+            clock,
+            max_leases=limits.max_leases,
+            copy_bytes=limits.copy_bytes,
+            starve_after_s=limits.starve_after_s,
+        )
+        self._scheduler = Scheduler(
+            self._blocks,
+            self._residency,
+            max_running=limits.max_running,
+            max_waiting=limits.max_waiting,
+            step_tokens=limits.step_tokens,
+        )
+        self._live: dict[tuple[int, int], Sequence] = {}
+        self._numbers = itertools.count(1)
+        self._outputs: list[Output] = []
+        self._seconds_per_sequence = 0.0
+        self._last_finish_at: float | None = None
+        self._num_steps = self._num_generated = self._num_refused = 0
+
+    def submit(self, owner: int, request: Submit) -> None:
+        """Takes a sequence of a connection. A refusal is its only output, in the next step's result.
+
+        Raises DuplicateId when the connection has a live sequence of this id.
+        """
+        if (owner, request.sequence_id) in self._live:
+            raise DuplicateId(f"sequence {request.sequence_id} is still running")
+        failure = self._unacceptable(request)
+        if failure is not None:
+            self._refuse(owner, request, failure)
+            return
+        now = self._clock()
+        sequence = self._sequence(owner, request, now)
+        try:
+            displaced = self._scheduler.add(sequence)
+        except QueueFull:
+            self._refuse(owner, request, self._overloaded())
+            return
+        self._live[owner, request.sequence_id] = sequence
+        if displaced is not None:
+            self._num_refused += 1
+            self._end(displaced, "error", self._overloaded(), now)
+        if request.adapter is not None:
+            if self._residency.admissible(request.adapter.digest):
+                sequence.state, sequence.adapter_ready_at, sequence.adapter_source = State.WAITING, now, "device"
+            self._residency.want(request.adapter)
+
+    def abort(self, owner: int, sequence_id: int) -> None:
+        """Ends a sequence without output; unknown ids are ignored."""
+        sequence = self._live.pop((owner, sequence_id), None)
+        if sequence is not None:
+            self._scheduler.finish(sequence)
+        self._outputs = [
+            item for item in self._outputs if (item.owner, item.output.sequence_id) != (owner, sequence_id)
+        ]
+
+    def abort_owner(self, owner: int) -> int:
+        """Ends every sequence of a connection that closed; returns how many there were."""
+        mine = [key for key in self._live if key[0] == owner]
+        for key in mine:
+            self._scheduler.finish(self._live.pop(key))
+        self._outputs = [item for item in self._outputs if item.owner != owner]
+        return len(mine)
+
+    def adapter_loaded(self, digest: str, packed: Packed, way: Way) -> None:
+        """The loader's answer to `Loads.start`: the bytes are leased to the engine."""
+        failure = self._residency.loaded(digest, packed, way)
+        if failure is not None:
+            self._fail_waiting(digest, failure)
+
+    def adapter_failed(self, digest: str, failure: Failure) -> None:
+        """The loader's other answer to `Loads.start`."""
+        self._residency.failed(digest, failure)
+        self._fail_waiting(digest, failure)
+
+    def adapter_warmed(self, digest: str, way: Way) -> None:
+        """The loader's answer to `Loads.warm`."""
+        self._residency.warmed(digest, way)
+
+    def forget_adapter(self, digest: str) -> None:
+        """A finetune was deleted: its adapter leaves every tier once nothing uses it."""
+        self._residency.forget(digest)
+
+    def adapters(self) -> list[AdapterStatus]:
+        """What is on the device now."""
+        return self._residency.residents()
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._live)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When a step is due even if nothing arrives."""
+        return self._scheduler.next_deadline
+
+    def stats(self) -> Stats:
+        """Load figures."""
+        return Stats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            waiting_for_adapter=self._scheduler.num_waiting_for_adapter,
+            free_blocks=self._blocks.num_free,
+            total_blocks=self._blocks.num_blocks,
+            adapters_resident=self._residency.num_resident,
+            adapter_rows_used=self._rows.rows_used,
+            adapter_rows_total=self._rows.num_rows,
+            steps=self._num_steps,
+            generated_tokens=self._num_generated,
+            evictions=self._residency.num_evictions,
+            preemptions=self._scheduler.num_preemptions,
+            refused=self._num_refused,
+        )
+
+    def step(self) -> StepResult:
+        """One step. Raises DeviceLost when the device is gone."""
+        now = self._clock()
+        for sequence in self._scheduler.expired(now):
+            self._end(sequence, "error", Failure("timeout", "the deadline passed"), now)
+        for digest, failure in self._residency.advance(self._scheduler):
+            self._fail_waiting(digest, failure)
+        statuses = self._news(self._clock())
+        plan = self._scheduler.plan(self._clock())
+        if plan:
+            self._execute(plan)
+        statuses += self._news(self._clock())
+        outputs, self._outputs = tuple(self._outputs), []
+        return StepResult(outputs, tuple(statuses), bool(plan or outputs or statuses or self._residency.copying))
+
+    def _execute(self, plan: list[Scheduled]) -> None:
+        rows = tuple(_row(item) for item in plan)
+        try:
+            tokens = self._runner.execute(Batch(rows))
+            if len(tokens) != sum(row.samples for row in rows):
+                raise RuntimeError(f"{len(tokens)} tokens from {sum(row.samples for row in rows)} sampling rows")
+        except DeviceLost:
+            raise
+        except Exception:
+            logger.exception("a step with %d rows failed", len(rows))
+            now = self._clock()
+            for item in plan:
+                self._end(item.sequence, "error", Failure("internal", "the runtime failed in this step"), now)
+            return
+        now = self._clock()
+        self._num_steps += 1
+        adapters = len({row.slot for row in rows} - {BASE_SLOT})
+        accounts = len({item.sequence.account_id for item in plan})
+        sampled = iter(tokens)
+        for item, row in zip(plan, rows, strict=True):
+            item.sequence.joined(len(rows), adapters, accounts)
+            token = next(sampled) if row.samples else None
+            self._scheduler.computed(item, token)
+            if token is not None:
+                self._num_generated += 1
+                self._deliver(item.sequence, token, now)
+
+    def _deliver(self, sequence: Sequence, token: int, now: float) -> None:
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+        if token in self._model.eos_token_ids or token in sequence.sampling.stop_token_ids:
+            self._end(sequence, "stop", None, now)
+        elif sequence.num_remaining <= 0:
+            self._end(sequence, "length", None, now, (token,))
+        else:
+            self._outputs.append(
+                Output(sequence.owner, SequenceOutput(sequence_id=sequence.sequence_id, token_ids=(token,)))
+            )
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        failure: Failure | None,
+        now: float,
+        token_ids: tuple[int, ...] = (),
+    ) -> None:
+        """The sequence's last output; everything it holds is free afterwards."""
+        self._scheduler.finish(sequence)
+        del self._live[sequence.owner, sequence.sequence_id]
+        if failure is None:
+            self._finished_at(now)
+        output = SequenceOutput(
+            sequence_id=sequence.sequence_id,
+            token_ids=token_ids,
+            finish_reason=reason,
+            failure=failure,
+            prompt_tokens=sequence.prompt_tokens,
+            completion_tokens=sequence.num_generated,
+            timing=sequence.timing(now),
+        )
+        self._outputs.append(Output(sequence.owner, output))
+
+    def _fail_waiting(self, digest: str, failure: Failure) -> None:
+        now = self._clock()
+        for sequence in self._scheduler.waiting_with(digest):
+            self._end(sequence, "error", failure, now)
+
+    def _news(self, now: float) -> list[AdapterStatus]:
+        """Tells the waiting sequences what happened to their adapters, and returns it."""
+        news = self._residency.take_news()
+        for status in news:
+            if status.resident == "device":
+                source = self._residency.source(status.digest)
+                for sequence in self._scheduler.adapter_arrived(status.digest, now):
+                    sequence.adapter_source = sequence.adapter_source or source
+            else:
+                self._scheduler.adapter_left(status.digest)
+        return news
+
+    def _refuse(self, owner: int, request: Submit, failure: Failure) -> None:
+        self._num_refused += 1
+        output = SequenceOutput(
+            sequence_id=request.sequence_id,
+            finish_reason="error",
+            failure=failure,
+            prompt_tokens=len(request.token_ids),
+        )
+        self._outputs.append(Output(owner, output))
+
+    def _overloaded(self) -> Failure:
+        """Trying again helps when about half of the queue has drained, at the pace of late."""
+        wait_s = self._seconds_per_sequence * self._scheduler.num_waiting / 2
+        return Failure("overloaded", "the queue of this runtime is full", float(min(max(math.ceil(wait_s), 1), 60)))
+
+    def _finished_at(self, now: float) -> None:
+        if self._last_finish_at is not None:
+            gap = now - self._last_finish_at
+            self._seconds_per_sequence += 0.1 * (gap - self._seconds_per_sequence)
+        self._last_finish_at = now
+
+    def _sequence(self, owner: int, request: Submit, now: float) -> Sequence:
+        seed = self._random_seed() if request.sampling.seed is None else request.sampling.seed
+        return Sequence(
+            number=next(self._numbers),
+            owner=owner,
+            sequence_id=request.sequence_id,
+            account_id=request.account_id,
+            adapter=request.adapter,
+            sampling=request.sampling,
+            seed=seed & (2**63 - 1),
+            tokens=list(request.token_ids),
+            prompt_tokens=len(request.token_ids),
+            arrived_at=now,
+            deadline=now + request.timeout_s,
+            state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
+        )
+
+    def _unacceptable(self, request: Submit) -> Failure | None:
+        length = len(request.token_ids) + request.sampling.max_tokens
+        if not request.token_ids or not 0 <= min(request.token_ids) <= max(request.token_ids) < self._model.vocab_size:
+            return Failure("internal", f"token ids must be 0 .. {self._model.vocab_size - 1}, and at least one")
+        problem = _sampling_problem(request.sampling)
+        if problem is not None:
+            return Failure("internal", problem)
+        if not request.timeout_s > 0:
+            return Failure("timeout", "the deadline had passed on arrival")
+        if length > self._model.max_sequence_tokens:
+            limit = self._model.max_sequence_tokens
+            return Failure("too_long", f"prompt and answer take up to {length} tokens; the model takes {limit}")
+        if not self._scheduler.fits(length):
+            return Failure("too_long", f"prompt and answer take up to {length} tokens; the cache is smaller")
+        return None if request.adapter is None else self._residency.too_large(request.adapter.rank)
+
+
+def _row(item: Scheduled) -> Row:
+    sequence = item.sequence
+    return Row(
+        sequence_id=sequence.number,
+        token_ids=sequence.tokens[sequence.num_computed : sequence.num_computed + item.num_tokens],
+        start=sequence.num_computed,
+        block_table=sequence.block_table,
+        slot=sequence.slot,
+        samples=item.samples,
+        sampling=sequence.sampling,
+        history=sequence.tokens,
+        prompt_tokens=sequence.prompt_tokens,
+        seed=sequence.seed,
+    )
+
+
+def _sampling_problem(sampling: SamplingParams) -> str | None:
+    """What no runner could compute with; the gateway has checked the contract's ranges."""
+    numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
+    if not all(map(math.isfinite, (*numbers, sampling.frequency_penalty, sampling.presence_penalty))):
+        return "sampling parameters must be finite numbers"
+    if sampling.max_tokens < 1 or sampling.top_k < 0 or sampling.temperature < 0:
+        return "max_tokens must be at least 1, top_k and temperature at least 0"
+    if not 0 < sampling.top_p <= 1 or sampling.repetition_penalty <= 0:
+        return "top_p must be in (0, 1], repetition_penalty above 0"
+    return None

@@ -1,0 +1,240 @@
+"""Decides, step by step, which sequences compute how many tokens. No torch, no clock: times are passed in.
+
+    submit > WaitingQueue > (blocks free, adapter on the device, turn) > running > finished
+                  ^____________________(blocks run out: newest first)____|
+
+A step takes, in this order: one token of every decoding sequence, prompts that have begun, new sequences. Prompts are
+cut into chunks by what is left of `step_tokens`. A sequence starts only when the blocks of all its tokens are free, so
+a prompt that has begun is never stuck for blocks; decoding ones take a block when they need it, and when none is left
+the newest sequence is preempted. The oldest is never preempted for another, and alone it always fits (`fits` is asked
+at arrival), so everything ends. A sequence at the head that lacks only blocks holds up those behind it, or it would
+never find enough; one that lacks its adapter holds up nobody.
+"""
+
+import heapq
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.batch import BASE_SLOT
+from runtime.blocks import BlockPool
+from runtime.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
+from runtime.protocol import AdapterRef
+from runtime.sequence import Sequence, State
+from runtime.waiting import WaitingQueue
+
+
+class Adapters(Protocol):
+    """What the scheduler asks about adapters; `residency.Residency` answers."""
+
+    def admissible(self, digest: str | None) -> bool:
+        """True when a sequence with this adapter may start now."""
+        ...
+
+    def acquire(self, digest: str | None) -> int:
+        """A sequence starts: its slot."""
+        ...
+
+    def release(self, digest: str | None) -> None:
+        """A sequence gives its slot back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """One sequence of a step, and how many of its tokens are computed."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """True when the step reaches the sequence's last token, so that the next one can be sampled."""
+        return self.num_tokens == self.sequence.num_uncomputed
+
+
+class Scheduler:
+    """Owns every live sequence, the waiting queue, and who holds which blocks."""
+
+    def __init__(
+        self, blocks: BlockPool, adapters: Adapters, *, max_running: int, max_waiting: int, step_tokens: int
+    ) -> None:
+        self._blocks, self._adapters = blocks, adapters
+        # A step must have room for one token of every running sequence.
+        self._max_running = min(max_running, step_tokens)
+        self._step_tokens = step_tokens
+        self._waiting = WaitingQueue(max_waiting)
+        self._running: list[Sequence] = []
+        self._deadlines: list[tuple[float, int, Sequence]] = []
+        self.num_preemptions = 0
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that hold nothing."""
+        return len(self._waiting)
+
+    @property
+    def num_waiting_for_adapter(self) -> int:
+        """Those of the waiting whose adapter is not on the device."""
+        return sum(sequence.state is State.WAITING_ADAPTER for sequence in self._waiting)
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """Oldest first."""
+        return tuple(self._running)
+
+    def fits(self, num_tokens: int) -> bool:
+        """True when a sequence of this final length fits the whole cache; its last token is never written."""
+        return self._blocks.needed(num_tokens - 1) <= self._blocks.num_blocks
+
+    def add(self, sequence: Sequence) -> Sequence | None:
+        """Queues a new sequence; returns the one displaced for it, if any (see `WaitingQueue`). Raises QueueFull."""
+        displaced = self._waiting.add(sequence)
+        if displaced is not None:
+            displaced.state = State.FINISHED
+        heapq.heappush(self._deadlines, (sequence.deadline, sequence.number, sequence))
+        return displaced
+
+    def finish(self, sequence: Sequence) -> None:
+        """Ends a sequence in whatever state it is; blocks and adapter are free at once."""
+        if sequence.state is State.FINISHED:
+            return
+        if sequence.waiting:
+            self._waiting.remove(sequence)
+        else:
+            self._running.remove(sequence)
+            self._give_back(sequence)
+        sequence.state = State.FINISHED
+
+    def expired(self, now: float) -> list[Sequence]:
+        """The live sequences whose deadline has passed; the caller finishes them."""
+        due = []
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].state is State.FINISHED):
+            sequence = heapq.heappop(self._deadlines)[2]
+            if sequence.state is not State.FINISHED:
+                due.append(sequence)
+        if len(self._deadlines) > 2 * (self.num_running + self.num_waiting) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].state is not State.FINISHED]
+            heapq.heapify(self._deadlines)
+        return due
+
+    @property
+    def next_deadline(self) -> float | None:
+        """The earliest deadline that may still matter."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def plan(self, now: float) -> list[Scheduled]:
+        """The next step's sequences, ordered by slot. Empty when nothing can run."""
+        preemptions = self.num_preemptions
+        steps = self._decodes()
+        budget = self._step_tokens - len(steps)
+        for sequence in self._running:
+            if sequence.state is State.PREFILL and budget > 0:
+                steps.append(Scheduled(sequence, min(sequence.num_uncomputed, budget)))
+                budget -= steps[-1].num_tokens
+        if preemptions == self.num_preemptions:
+            steps += self._admissions(budget, now)
+        return sorted(steps, key=lambda step: (step.sequence.slot, step.sequence.number))
+
+    def computed(self, step: Scheduled, token: int | None) -> None:
+        """The step was executed; `token` is what was sampled, None unless `step.samples`."""
+        sequence = step.sequence
+        sequence.num_computed += step.num_tokens
+        if token is not None:
+            sequence.tokens.append(token)
+            sequence.state = State.DECODE
+            self._waiting.charge(sequence, ANSWER_TOKEN_COST)
+
+    def adapter_arrived(self, digest: str, now: float) -> list[Sequence]:
+        """The adapter is on the device: those who wait with it, returned, wait for their turn only."""
+        waiting = self._waiting.with_adapter(digest)
+        for sequence in waiting:
+            sequence.state = State.WAITING
+            if sequence.adapter_ready_at is None:
+                sequence.adapter_ready_at = now
+        return waiting
+
+    def adapter_left(self, digest: str) -> None:
+        """The adapter is no longer on the device."""
+        for sequence in self._waiting.with_adapter(digest):
+            sequence.state = State.WAITING_ADAPTER
+
+    def waiting_with(self, digest: str) -> list[Sequence]:
+        """Every sequence that waits with this adapter."""
+        return self._waiting.with_adapter(digest)
+
+    def adapters_in_turn(self) -> list[AdapterRef]:
+        """Adapters that somebody waits for, in the order in which they should come."""
+        return self._waiting.adapters_in_turn()
+
+    def has_adapter(self, digest: str) -> bool:
+        """True when somebody waits with this adapter."""
+        return self._waiting.has_adapter(digest)
+
+    def num_remaining(self, digest: str) -> int:
+        """The most tokens that a running sequence with this adapter may still generate."""
+        return max((item.num_remaining for item in self._running if item.digest == digest), default=0)
+
+    def _decodes(self) -> list[Scheduled]:
+        steps = []
+        for sequence in list(self._running):
+            if sequence.state is not State.DECODE:
+                continue
+            while not self._blocks.grow(sequence.block_table, len(sequence.tokens)):
+                newest = self._running[-1]
+                self._preempt(newest)
+                if newest is sequence:
+                    break
+            else:
+                steps.append(Scheduled(sequence, 1))
+        return steps
+
+    def _admissions(self, budget: int, now: float) -> list[Scheduled]:
+        steps: list[Scheduled] = []
+        if budget <= 0 or self.num_running >= self._max_running:
+            return steps
+        for sequence in self._waiting.candidates(self._adapters.admissible):
+            # Each running sequence may soon need one more block; without this reserve they would preempt the new one.
+            needed = self._blocks.needed(len(sequence.tokens)) + self.num_running
+            if self.num_running and needed > self._blocks.num_free:
+                break
+            grown = self._blocks.grow(sequence.block_table, len(sequence.tokens))
+            assert grown
+            self._start(sequence, now)
+            steps.append(Scheduled(sequence, min(sequence.num_uncomputed, budget)))
+            budget -= steps[-1].num_tokens
+            if budget <= 0 or self.num_running >= self._max_running:
+                break
+        return steps
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        self._waiting.remove(sequence)
+        sequence.slot = self._adapters.acquire(sequence.digest)
+        sequence.state = State.PREFILL
+        if sequence.admitted_at is None:
+            sequence.admitted_at = now
+            self._waiting.charge(sequence, PROMPT_TOKEN_COST * sequence.prompt_tokens)
+        if sequence.adapter_ready_at is None:
+            sequence.adapter_ready_at = now
+        index = len(self._running)
+        while index > 0 and self._running[index - 1].number > sequence.number:
+            index -= 1
+        self._running.insert(index, sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue with its tokens; they are computed again when its turn comes."""
+        self._running.remove(sequence)
+        self._give_back(sequence)
+        sequence.num_computed = 0
+        sequence.state = State.WAITING
+        self._waiting.put_back(sequence)
+        self.num_preemptions += 1
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self._blocks.release(sequence.block_table)
+        self._adapters.release(sequence.digest)
+        sequence.slot = BASE_SLOT

@@ -1,0 +1,105 @@
+"""One sequence from arrival to its last token: what it is, where it stands, what it holds. No torch, no clock.
+
+    WAITING_ADAPTER <> WAITING > PREFILL > DECODE > FINISHED
+                          ^_________|________|  (preempted: blocks and adapter given back, tokens kept)
+
+The scheduler moves it and is the only one that hands out `block_table` and `slot`; times are given by the engine.
+A preempted sequence prefills prompt and answer again; a token depends on history, seed and position only, so the
+answer stays the same.
+"""
+
+import enum
+from dataclasses import dataclass, field
+
+from runtime.batch import BASE_SLOT
+from runtime.protocol import AdapterRef, SamplingParams, SequenceTiming, Tier
+
+
+class State(enum.Enum):
+    """Where a sequence stands. WAITING_ADAPTER: its adapter is not on the device yet."""
+
+    WAITING_ADAPTER = enum.auto()
+    WAITING = enum.auto()
+    PREFILL = enum.auto()
+    DECODE = enum.auto()
+    FINISHED = enum.auto()
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """`number` is the engine's own id and the order of arrival; (owner, sequence_id) is the gateway's name for it.
+
+    tokens: prompt and answer so far; the first num_computed of them have keys and values in the blocks.
+    Times are seconds of the engine's clock.
+    """
+
+    number: int
+    owner: int
+    sequence_id: int
+    account_id: str
+    adapter: AdapterRef | None
+    sampling: SamplingParams
+    seed: int
+    tokens: list[int]
+    prompt_tokens: int
+    arrived_at: float
+    deadline: float
+    state: State = State.WAITING
+    num_computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    slot: int = BASE_SLOT
+    admitted_at: float | None = None
+    adapter_ready_at: float | None = None
+    adapter_source: Tier | None = None
+    first_token_at: float | None = None
+    batch_rows: int = 0
+    batch_adapters: int = 0
+    batch_accounts: int = 0
+
+    @property
+    def digest(self) -> str | None:
+        """Of its adapter; None for the base."""
+        return None if self.adapter is None else self.adapter.digest
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the answer, a stop token that ended it included."""
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens that still need keys and values before the next one can be sampled."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_remaining(self) -> int:
+        """The most tokens that it may still generate."""
+        return self.sampling.max_tokens - self.num_generated
+
+    @property
+    def waiting(self) -> bool:
+        """True while it holds nothing on the device."""
+        return self.state in (State.WAITING, State.WAITING_ADAPTER)
+
+    def joined(self, rows: int, adapters: int, accounts: int) -> None:
+        """Notes a step that it took part in."""
+        self.batch_rows = max(self.batch_rows, rows)
+        self.batch_adapters = max(self.batch_adapters, adapters)
+        self.batch_accounts = max(self.batch_accounts, accounts)
+
+    def timing(self, now: float) -> SequenceTiming:
+        """What happened until `now`, in seconds since arrival."""
+        admitted = now if self.admitted_at is None else self.admitted_at
+        adapter_wait_s = 0.0
+        if self.adapter is not None:
+            adapter_wait_s = (now if self.adapter_ready_at is None else self.adapter_ready_at) - self.arrived_at
+        return SequenceTiming(
+            queue_s=admitted - self.arrived_at,
+            adapter_wait_s=adapter_wait_s,
+            first_token_s=0.0 if self.first_token_at is None else self.first_token_at - self.arrived_at,
+            total_s=now - self.arrived_at,
+            batch_rows=self.batch_rows,
+            batch_adapters=self.batch_adapters,
+            batch_accounts=self.batch_accounts,
+            adapter_source=self.adapter_source,
+        )
