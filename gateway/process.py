@@ -22,20 +22,11 @@ import uvicorn
 from gateway.admin import admin_app
 from gateway.app import build_app
 from gateway.data_dir import DataDir
+from gateway.gateway_config import GatewayConfig
 from gateway.http_protocol import GuardedHttpProtocol
-from gateway.settings import Settings
 from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
-
-
-class GatewayConfig(msgspec.Struct, frozen=True):
-    """What the parent says: settings, the inherited socket, and where each model's runtime listens."""
-
-    settings: Settings
-    listen_fd: int
-    runtimes: dict[str, str]
-    runtime_token: str
 
 
 class _Server(uvicorn.Server):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.process import GatewayConfig
+from gateway.gateway_config import GatewayConfig
 from gateway.runtime_config import runtime_config
 from gateway.settings import Settings
 
