@@ -9,6 +9,7 @@
     ├── BadQuery               400 7001    a query parameter (filter key, enum) is not one of the allowed
     ├── BadInput               400 5006    the body breaks the schema, or an adapter file breaks a rule
     ├── EmptyBody              400 3003    nothing was sent
+    ├── GatewayNotConfigured   400 2001    `cf-aig-gateway-id` names a gateway that the account does not have
     ├── UnknownModel           400 5007    not in the catalogue, or no weights are configured for it
     ├── LoraNotSupported       405 5005    the model takes no adapters
     ├── FinetuneNotFound       404 3037    no such adapter in the caller's account
@@ -101,6 +102,10 @@ class BadInput(InvalidRequest):
 
 class EmptyBody(InvalidRequest):
     code = 3003
+
+
+class GatewayNotConfigured(InvalidRequest):
+    code = 2001
 
 
 class UnknownModel(InvalidRequest):

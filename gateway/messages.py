@@ -23,9 +23,13 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """Contract ranges, contract defaults (wire-contract 3.2). None of top_p, top_k and seed means "off"."""
+    """Contract ranges, contract defaults. None of top_p, top_k and seed means "off".
+
+    `max_tokens_given` False: the default, which is cut to what the context window leaves instead of refused.
+    """
 
     max_tokens: int = 256
+    max_tokens_given: bool = False
     temperature: float = 0.6
     top_p: float | None = None
     top_k: int | None = None

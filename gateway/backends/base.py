@@ -3,7 +3,7 @@
 Closing the iterator before its end (the caller went away) must free everything that the request holds.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from gateway.messages import Chunk, ResolvedRequest
@@ -13,7 +13,7 @@ from runtime.protocol import AdapterRef, AdapterStatus
 class Backend(Protocol):
     """At most five verbs; every backend passes `tests/gateway/backends/conformance.py`."""
 
-    def generate(self, request: ResolvedRequest) -> AsyncIterator[Chunk]:
+    def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
         """Streams the answer; the last chunk has finish_reason and usage.
 
         Raises ContextExceeded, OverCapacity, FinetuneNotFound, RuntimeUnavailable, RequestTimeout before or, once

@@ -15,7 +15,14 @@ import msgspec
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from gateway.errors import BadQuery, InternalError, LorikeetError, StorageUnavailable
+from gateway.errors import (
+    BadQuery,
+    InternalError,
+    LorikeetError,
+    RequestTimeout,
+    RequestTooLarge,
+    StorageUnavailable,
+)
 from storage.errors import StorageError
 
 MAX_PER_PAGE: Final = 1000
@@ -108,8 +115,13 @@ def error_body(error: LorikeetError, *, openai: bool = False) -> dict[str, Any]:
 
 
 def error_headers(error: LorikeetError) -> dict[str, str]:
-    """Retry-After in whole seconds where trying again may help; how to authenticate after a 401."""
+    """Retry-After in whole seconds where trying again may help; how to authenticate after a 401.
+
+    Where the rest of a body may still be on its way, the connection ends: nobody waits for what is not wanted.
+    """
     headers: dict[str, str] = {}
+    if isinstance(error, RequestTooLarge | RequestTimeout):
+        headers["connection"] = "close"
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:

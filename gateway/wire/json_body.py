@@ -12,7 +12,11 @@ from gateway.errors import BadInput, EmptyBody, RequestTooLarge
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises RequestTooLarge as soon as it passes the limit, by its header if that says so."""
+    """The whole body. Raises RequestTooLarge as soon as it passes the limit, by its header if that says so; BadInput
+    for a compressed one, whose real size nobody knows yet."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BadInput(f"the request body is compressed ({encoding[:32]!r}); send it as it is")
     too_large = RequestTooLarge(f"the request body is above the limit of {max_bytes} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes):

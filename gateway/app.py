@@ -1,0 +1,192 @@
+"""The composition root: opens every part in order, closes them in reverse, and joins the route table with middleware.
+
+    RequestId > Tracing > LastResort > PlainPath > Starlette's handlers of typed errors > the row's own guard > handler
+
+`app.state.services` is there from start-up to shut-down. Tests give their own `backends`; nothing else can be replaced,
+because everything else runs anywhere.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.accounts import Accounts
+from gateway.authorize import ROUTE_KEY, build_routes
+from gateway.backends.base import Backend
+from gateway.backends.runtime import RuntimeBackend
+from gateway.catalog import Catalog, CatalogModel
+from gateway.data_dir import DataDir
+from gateway.endpoints import finetunes, health, identity, logs, models, openai, run
+from gateway.errors import InvalidRequest, LorikeetError, RouteNotFound
+from gateway.finetunes import Finetunes
+from gateway.ids import new_id
+from gateway.logs.log_store import LogStore
+from gateway.middleware.last_resort import LastResort
+from gateway.middleware.plain_path import PlainPath
+from gateway.middleware.request_id import SCOPE_KEY, RequestId
+from gateway.middleware.telemetry import Tracing
+from gateway.pipeline import Pipeline
+from gateway.routes import ApiRoute, PublicRoute
+from gateway.services import Services
+from gateway.settings import DEMO_MODEL, Settings, SettingsError, Storage
+from gateway.telemetry import Telemetry
+from gateway.text.tokenizer import Tokenizer, TokenizerFault
+from gateway.wire.envelope import as_lorikeet_error, error_response
+from runtime.client import RuntimeClient
+from storage.database import Database
+from storage.errors import StorageError
+from storage.objects.base import ObjectStore
+from storage.objects.local import LocalObjects
+from storage.objects.s3 import S3Objects
+
+logger = logging.getLogger(__name__)
+
+ROWS: Final[tuple[ApiRoute | PublicRoute, ...]] = (
+    *health.ROUTES,
+    *identity.ROUTES,
+    *models.ROUTES,
+    *finetunes.ROUTES,
+    *run.ROUTES,
+    *openai.ROUTES,
+    *logs.ROUTES,
+)
+
+
+def build_app(
+    settings: Settings,
+    *,
+    runtime_sockets: Mapping[str, Path],
+    runtime_token: str,
+    backends: Mapping[str, Backend] | None = None,
+) -> Starlette:
+    """The ASGI application. `runtime_sockets` maps catalogue names to where their runtimes listen.
+
+    Start-up raises SettingsError, StorageError or StorageUnavailable when a part cannot be opened.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with open_services(settings, runtime_sockets, runtime_token, backends) as services:
+            app.state.services = services
+            yield
+
+    return Starlette(
+        routes=build_routes(ROWS),
+        lifespan=lifespan,
+        middleware=[Middleware(RequestId), Middleware(Tracing), Middleware(LastResort), Middleware(PlainPath)],
+        exception_handlers={LorikeetError: _refuse, StorageError: _refuse, HTTPException: _refuse},
+    )
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings,
+    runtime_sockets: Mapping[str, Path],
+    runtime_token: str,
+    backends: Mapping[str, Backend] | None = None,
+) -> AsyncIterator[Services]:
+    """Everything that handlers use, open; closed in reverse at the end. Raises as `build_app` says."""
+    data_dir = DataDir(await asyncio.to_thread(_make_data_dir, settings.data_dir))
+    catalog = Catalog(_folders(settings))
+    async with AsyncExitStack() as stack:
+        telemetry = Telemetry.from_settings(settings.telemetry)
+        stack.push_async_callback(telemetry.aclose)
+        database = await Database.open(data_dir.database)
+        stack.push_async_callback(database.aclose)
+        objects = await _open_objects(settings.storage, data_dir)
+        stack.push_async_callback(objects.aclose)
+        finetunes = Finetunes(database, objects, catalog, settings.adapters, data_dir.spool)
+        await finetunes.sweep()
+        log_store = await LogStore.open(database, objects, data_dir.logs, settings.logs)
+        stack.push_async_callback(log_store.aclose)
+        if backends is None:
+            backends = await _open_runtimes(stack, settings, catalog, runtime_sockets, runtime_token)
+        yield Services(
+            settings=settings,
+            database=database,
+            objects=objects,
+            accounts=Accounts(database),
+            catalog=catalog,
+            finetunes=finetunes,
+            logs=log_store,
+            backends=backends,
+            pipeline=Pipeline(catalog, finetunes, backends, telemetry),
+            telemetry=telemetry,
+        )
+
+
+async def _open_objects(storage: Storage, data_dir: DataDir) -> ObjectStore:
+    if storage.objects == "local":
+        return LocalObjects(data_dir.objects)
+    return await S3Objects.open(
+        bucket=storage.bucket,
+        endpoint=storage.endpoint,
+        region=storage.region,
+        access_key_id=storage.access_key_id,
+        secret_access_key=storage.secret_access_key,
+    )
+
+
+async def _open_runtimes(
+    stack: AsyncExitStack, settings: Settings, catalog: Catalog, sockets: Mapping[str, Path], token: str
+) -> dict[str, Backend]:
+    """A client per runtime, connecting in the background: the gateway starts without waiting for any of them."""
+    gateway_id = new_id()
+    backends: dict[str, Backend] = {}
+    for name, socket_path in sockets.items():
+        model = catalog.get(name)
+        tokenizer = await asyncio.to_thread(_load_tokenizer, model)
+        client = await stack.enter_async_context(
+            RuntimeClient(socket_path=socket_path, token=token, gateway_id=gateway_id)
+        )
+        backends[model.name] = RuntimeBackend(
+            client,
+            tokenizer,
+            context_window=model.context_window,
+            restart_wait_s=settings.runtime.restart_wait_s,
+            request_timeout_s=settings.server.request_timeout_s,
+        )
+    return backends
+
+
+def _make_data_dir(text: str) -> Path:
+    try:
+        folder = Path(text).resolve()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"data_dir = {text!r}: cannot be used ({error.strerror})") from error
+    return folder
+
+
+def _load_tokenizer(model: CatalogModel) -> Tokenizer:
+    assert model.folder is not None, "Catalog.get gives models with a folder"
+    try:
+        return Tokenizer.from_folder(model.folder)
+    except TokenizerFault as error:
+        raise SettingsError(f'models."{model.name}".path = {str(model.folder)!r}: {error}') from error
+
+
+def _folders(settings: Settings) -> dict[str, Path | None]:
+    folders: dict[str, Path | None] = {} if settings.demo_model else {DEMO_MODEL: None}
+    return folders | {name: Path(model.path).expanduser() for name, model in settings.models.items()}
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Typed errors, and the few of Starlette itself, as the caller sees them."""
+    if isinstance(error, StorageError):
+        logger.error("request %s: storage failed: %s", request.scope.get(SCOPE_KEY), error)
+    elif isinstance(error, HTTPException):
+        error = RouteNotFound("No route for that URI") if error.status_code == 404 else InvalidRequest(error.detail)
+    refusal = as_lorikeet_error(error)
+    row = request.scope.get(ROUTE_KEY)
+    openai_errors = row.openai_errors if isinstance(row, ApiRoute) else "/ai/v1/" in request.url.path
+    return error_response(refusal, openai=openai_errors)

@@ -1,0 +1,25 @@
+"""`POST …/ai/run/{model}`: native inference. A model may be written `@cf/a/b` or `@cf%2Fa%2Fb`; the path is decoded."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.answer import Answer
+from gateway.exchange import Exchange
+from gateway.messages import ChatRequest, Identity
+from gateway.routes import ACCOUNT, ApiRoute
+from gateway.services import Services
+from gateway.wire.workers_ai import WorkersAIReply, parse
+
+
+async def run(request: Request, identity: Identity, services: Services) -> Response:
+    """Whatever the content type says, the body is JSON."""
+    model: str = request.path_params["model"]
+    settings = request.query_params.multi_items()
+
+    def parse_body(body: bytes) -> ChatRequest:
+        return parse(body, settings, model)
+
+    return Answer(request, Exchange(request, identity), identity, services, parse_body, WorkersAIReply())
+
+
+ROUTES: tuple[ApiRoute, ...] = (ApiRoute("POST", ACCOUNT + "/ai/run/{model:path}", run, "workers_ai.read"),)

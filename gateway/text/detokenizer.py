@@ -1,0 +1,68 @@
+"""Token ids to text as they come: never half a character, never past a stop string.
+
+`Detokenizer` holds back bytes until they make whole characters: an emoji split over four tokens comes out once, whole.
+Bytes that never become a character before the end are dropped. `StopStrings` holds back the longest tail that could
+still grow into a stop string. The texts of all calls joined are the answer.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Tokenizer as Encoder
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """The text of one sequence; special tokens leave no trace."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """The text that became certain with these tokens; often empty."""
+        parts = []
+        for token_id in token_ids:
+            try:
+                part = self._stream.step(self._encoder, token_id)
+            except Exception:  # the library raises bare Exception when broken bytes unsettle what it decoded before
+                self._stream = DecodeStream(skip_special_tokens=True)
+                part = self._stream.step(self._encoder, token_id)
+            if part:
+                parts.append(part)
+        return "".join(parts)
+
+
+class StopStrings:
+    """Cuts a text that comes in pieces before the first stop string in it."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.matched = False
+
+    def push(self, text: str) -> str:
+        """What may be shown of the text so far and was not shown yet; sets `matched` and shows nothing more after."""
+        if not self._stops or self.matched:
+            return "" if self.matched else text
+        self._held += text
+        first = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
+        if first >= 0:
+            self.matched = True
+            return self._take(first)
+        return self._take(len(self._held) - self._suspect())
+
+    def flush(self) -> str:
+        """The end of the answer: what was held back is no stop string after all."""
+        return "" if self.matched else self._take(len(self._held))
+
+    def _take(self, count: int) -> str:
+        shown, self._held = self._held[:count], self._held[count:]
+        return shown
+
+    def _suspect(self) -> int:
+        """Length of the longest tail of the held text that begins a stop string."""
+        for length in range(min(len(self._held), max(map(len, self._stops)) - 1), 0, -1):
+            tail = self._held[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0

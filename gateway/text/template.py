@@ -1,0 +1,60 @@
+"""Messages to the one text that a base was trained on: its chat template, rendered as transformers renders it.
+
+Templates come from the operator's model folder only, never from callers, and run in jinja2's immutable sandbox. A
+folder without a template gets a plain default ("System: … User: … Assistant:"), which any base can follow.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_FALLBACK = (
+    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+class TemplateFault(Exception):
+    """The template cannot be compiled, or refuses these messages; the text is the template's own reason."""
+
+
+class ChatTemplate:
+    """A compiled template. `is_fallback` says that the folder had none, so nobody wrote bos into the text."""
+
+    def __init__(self, source: str | None, *, bos: str | None, eos: str | None) -> None:
+        self.is_fallback = source is None
+        self._tokens = {"bos_token": bos or "", "eos_token": eos or ""}
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(_FALLBACK if source is None else source)
+        except jinja2.TemplateError as error:
+            raise TemplateFault(f"the chat template does not compile: {error}") from error
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The prompt up to where the assistant begins. `messages` are (role, content). Raises TemplateFault."""
+        turns = [{"role": role, "content": content} for role, content in messages]
+        try:
+            return self._template.render(messages=turns, add_generation_prompt=True, **self._tokens)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            raise TemplateFault(str(error) or type(error).__name__) from error
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)  # local time, as transformers does
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    """Unlike jinja's own, no HTML escapes: models were trained without them."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,252 @@
+"""The JSON body of a chat request, for both dialects: which fields are known, their types, ranges and defaults.
+
+Shape: bytes > `Body` (typed by msgspec, unknown fields skipped without being built, null the same as absent) > parts of
+a `ChatRequest`. A wrong value raises `BadInput` in the contract's words (`AiError: Bad input: Error: ...`) with a
+sentence that says what is allowed. Ranges are those of the public schema of the `-lora` models.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from gateway.errors import BadInput, EmptyBody
+from gateway.messages import Message, Role, Sampling
+
+MAX_STOPS: Final = 4
+MAX_STOP_CHARS: Final = 256
+# A bound for whole numbers without one of their own: larger than any context window, small enough for every encoding.
+MAX_WHOLE: Final = 2**31 - 1
+
+Scalar = str | int | float | bool | None
+_ROLES: Final[dict[str, Role]] = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+}  # fmt: skip
+_NUMBER: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
+_FLAGS: Final = {"true": True, "false": False, "1": True, "0": False}
+_EMPTY: Final = frozenset({b"null", b"[]", b"{}", b"false", b"0", b'"none"', b'"auto"'})
+
+
+class Part(msgspec.Struct):
+    """One part of a message's content; only text parts can be answered."""
+
+    type: str = "text"
+    text: str | None = None
+
+
+class Turn(msgspec.Struct):
+    """One message as it came."""
+
+    role: str
+    content: str | list[Part] | None = None
+
+
+class _Options(msgspec.Struct):
+    reject_if_busy: Scalar = msgspec.field(name="rejectIfBusy", default=None)
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: Scalar = None
+
+
+class Body(msgspec.Struct):
+    """Every field that is known; `Raw` marks those that are looked at only to say no."""
+
+    model: str | None = None
+    lora: str | None = None
+    prompt: str | None = None
+    messages: list[Turn] | None = None
+    raw: Scalar = None
+    stream: Scalar = None
+    max_tokens: Scalar = None
+    max_completion_tokens: Scalar = None
+    temperature: Scalar = None
+    top_p: Scalar = None
+    top_k: Scalar = None
+    seed: Scalar = None
+    repetition_penalty: Scalar = None
+    frequency_penalty: Scalar = None
+    presence_penalty: Scalar = None
+    stop: str | list[str] | None = None
+    options: _Options | None = None
+    stream_options: _StreamOptions | None = None
+    n: Scalar = None
+    best_of: Scalar = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+    top_logprobs: msgspec.Raw = msgspec.Raw(b"null")
+    logit_bias: msgspec.Raw = msgspec.Raw(b"null")
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+    tool_choice: msgspec.Raw = msgspec.Raw(b"null")
+    functions: msgspec.Raw = msgspec.Raw(b"null")
+    function_call: msgspec.Raw = msgspec.Raw(b"null")
+    response_format: msgspec.Raw = msgspec.Raw(b"null")
+    requests: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_TEXT_SETTINGS: Final = frozenset({"lora", "raw", "stream"})
+_NUMBER_SETTINGS: Final = frozenset({
+    "max_tokens", "temperature", "top_p", "top_k", "seed",
+    "repetition_penalty", "frequency_penalty", "presence_penalty",
+})  # fmt: skip
+_decoder = msgspec.json.Decoder(Body)
+
+
+def bad(sentence: str, param: str | None = None) -> NoReturn:
+    """Raises BadInput in the contract's words."""
+    raise BadInput(f"AiError: Bad input: Error: {sentence}", param=param)
+
+
+def decode(body: bytes) -> Body:
+    """Raises EmptyBody; BadInput for what is not one JSON object of these types, or is nested absurdly deep."""
+    if not body.strip():
+        raise EmptyBody("the request has no body; send a JSON object with 'prompt' or 'messages'")
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        _explain(str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        bad(f"the body is not valid JSON: {error}")
+    except RecursionError:
+        bad("the body is nested too deeply")
+
+
+def merge_query(body: Body, query: Iterable[tuple[str, str]]) -> None:
+    """Settings in the query string count where the body does not have them; what is unknown there is ignored."""
+    for name, text in query:
+        if name in _TEXT_SETTINGS and getattr(body, name) is None:
+            setattr(body, name, text)
+        elif name in _NUMBER_SETTINGS and getattr(body, name) is None:
+            setattr(body, name, msgspec.json.decode(text) if _NUMBER.fullmatch(text) and _canonical(text) else text)
+
+
+def conversation(body: Body) -> tuple[str | None, tuple[Message, ...] | None]:
+    """(prompt, messages), exactly one of them set. Raises BadInput."""
+    if (body.prompt is None) == (body.messages is None):
+        matches = "0 matches" if body.prompt is None else "2 matches"
+        bad(f"oneOf at '/' not met, {matches}: send exactly one of 'prompt' and 'messages'", "prompt")
+    if body.prompt is not None:
+        if not body.prompt:
+            bad("'prompt' is empty; it must have at least 1 character", "prompt")
+        return body.prompt, None
+    if not body.messages:
+        bad("'messages' is empty; it must have at least 1 message", "messages")
+    return None, tuple(_message(index, turn) for index, turn in enumerate(body.messages))
+
+
+def sampling(body: Body, *, seed_range: tuple[int, int] = (1, 9_999_999_999)) -> Sampling:
+    """Ranges and defaults of the contract. Raises BadInput."""
+    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    max_tokens = whole("max_tokens", limit, 1, MAX_WHOLE)
+    temperature = number("temperature", body.temperature, 0, 5)
+    defaults = Sampling()
+    return Sampling(
+        max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
+        max_tokens_given=max_tokens is not None,
+        temperature=defaults.temperature if temperature is None else temperature,
+        top_p=number("top_p", body.top_p, 0.001, 1),
+        top_k=whole("top_k", body.top_k, 1, 50),
+        seed=whole("seed", body.seed, *seed_range),
+        repetition_penalty=number("repetition_penalty", body.repetition_penalty, 0, 2),
+        frequency_penalty=number("frequency_penalty", body.frequency_penalty, -2, 2),
+        presence_penalty=number("presence_penalty", body.presence_penalty, -2, 2),
+        stop=_stops(body.stop),
+    )
+
+
+def refuse_unsupported(body: Body) -> None:
+    """What would change the answer if it were honoured is refused, not silently dropped. Raises BadInput."""
+    for name in ("n", "best_of"):
+        if whole(name, getattr(body, name), 1, MAX_WHOLE) not in (None, 1):
+            bad(f"'{name}' must be 1; send one request per answer", name)
+    for name in ("tools", "tool_choice", "functions", "function_call", "logit_bias", "logprobs", "top_logprobs"):
+        if bytes(getattr(body, name)).strip() not in _EMPTY:
+            bad(f"'{name}' is not supported; leave it out", name)
+    if bytes(body.requests).strip() != b"null":
+        bad("batches ('requests') are not supported; send one request per answer", "requests")
+    wanted = bytes(body.response_format).strip()
+    if wanted != b"null" and b"".join(wanted.split()) != b'{"type":"text"}':
+        bad("'response_format' is not supported yet; leave it out", "response_format")
+
+
+def flag(name: str, value: Scalar, default: bool = False) -> bool:
+    """A boolean; the texts "true" and "false" (the contract's own examples send them) and 0 and 1 count too."""
+    if value is None:
+        return default
+    known = _FLAGS.get(str(value).lower())
+    if known is None:
+        bad(f"'{name}' must be true or false", name)
+    return known
+
+
+def whole(name: str, value: Scalar, low: int, high: int) -> int | None:
+    """A whole number in the range, or None when absent; 256.0 is whole. Raises BadInput."""
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        bad(f"'{name}' must be a whole number from {low} to {high}", name)
+    return value
+
+
+def number(name: str, value: Scalar, low: float, high: float) -> float | None:
+    """A number in the range, or None when absent. Raises BadInput."""
+    if value is None:
+        return None
+    if isinstance(value, bool | str) or not low <= value <= high:
+        bad(f"'{name}' must be a number from {low:g} to {high:g}", name)
+    return float(value)
+
+
+def _message(index: int, turn: Turn) -> Message:
+    role = _ROLES.get(turn.role)
+    if role is None:
+        bad(f"'messages[{index}].role' must be one of system, user, assistant, tool", "messages")
+    content = turn.content
+    if isinstance(content, list):
+        content = "".join(_part(index, part) for part in content)
+    if content is None and role != "assistant":
+        bad(f"'messages[{index}].content' must be a string or a list of text parts", "messages")
+    return Message(role, content or "")
+
+
+def _part(index: int, part: Part) -> str:
+    if part.type != "text" or part.text is None:
+        bad(f"'messages[{index}].content' may hold parts of type \"text\" only", "messages")
+    return part.text
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > MAX_STOPS or not all(1 <= len(one) <= MAX_STOP_CHARS for one in stops):
+        bad(f"'stop' must be a string, or at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARS} characters", "stop")
+    return tuple(stops)
+
+
+def _canonical(text: str) -> bool:
+    """Whether JSON reads this number: no leading zeros."""
+    digits = text.lstrip("-")
+    return not digits.startswith("0") or digits[1:2] in ("", ".")
+
+
+def _explain(text: str) -> NoReturn:
+    """msgspec's sentence with its path first."""
+    reason, _, place = text.partition(" - at `")
+    path = place.rstrip("`").removeprefix("$").lstrip(".")
+    reason = (reason[:1].lower() + reason[1:]).replace("`", "")
+    if not path:
+        bad(f"the body must be one JSON object: {reason}")
+    bad(f"'{path}': {reason}", path.split("[")[0].split(".")[0])
+
+
+def usage_object(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """The `usage` of both dialects."""
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    if cached_tokens:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return usage
