@@ -4,6 +4,7 @@
 one msgpack map in a write-ahead segment; columns of the `logs` table are cut from it by the shipper.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -47,5 +48,5 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     error_code: int | None = None
     trace_id: str | None = None
     user_agent: str | None = None
-    metadata: dict[str, str | float | bool] | None = None
+    metadata: Mapping[str, str | int | float | bool] | None = None
     timing: SequenceTiming | None = None
