@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gateway.catalog import ALIASES
 from gateway.data_dir import DataDir
 from gateway.demo import BASE_FOLDER
 from gateway.settings import DEMO_MODEL, Settings
@@ -10,10 +11,15 @@ from runtime.config import RuntimeConfig
 
 def model_folders(settings: Settings) -> dict[str, Path]:
     """The bases to serve, by catalogue name: the configured ones, and the demo base unless it is switched off."""
-    folders = {name: Path(model.path).expanduser() for name, model in settings.models.items()}
+    folders = {ALIASES.get(name, name): Path(model.path).expanduser() for name, model in settings.models.items()}
     if settings.demo_model:
         folders.setdefault(DEMO_MODEL, BASE_FOLDER)
     return folders
+
+
+def catalog_folders(settings: Settings) -> dict[str, Path | None]:
+    """What the catalogue is made from: the bases to serve, and None for a demo base that is switched off."""
+    return {DEMO_MODEL: None, **model_folders(settings)}
 
 
 def runtime_config(settings: Settings, model: str, folder: Path, socket_path: Path, token: str) -> RuntimeConfig:

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from gateway.commands.api import AccountId, Api, Token, Url
 from gateway.commands.options import AsJson, CommandFailed, Config, print_json, print_rows, settings_of
-from gateway.settings import DEMO_MODEL
+from gateway.errors import LorikeetError
+from gateway.settings import DEMO_MODEL, SettingsError
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -20,22 +22,29 @@ Model = Annotated[str, typer.Option("--model", help="Base model, by its catalogu
 @app.command()
 def inspect(folder: Folder, model: Model = DEMO_MODEL, config: Config = None, as_json: AsJson = False) -> None:
     """Say offline whether an upload would be accepted, and if not, every reason. Exit code 1 when not."""
+    from gateway.catalog import Catalog
     from gateway.ingest.inspection import inspect_folder
+    from gateway.runtime_config import catalog_folders
 
     settings = settings_of(config)
-    inspection = inspect_folder(folder, model, settings)
+    try:
+        found = Catalog(catalog_folders(settings)).get(model)
+    except (LorikeetError, SettingsError) as error:
+        raise CommandFailed(str(error), 2) from error
+    assert found.geometry is not None  # a model that has weights has a geometry
+    inspection = inspect_folder(folder, found.geometry, settings.adapters)
     if as_json:
-        print_json(inspection)
-    elif inspection["ok"]:
+        print_json(msgspec.to_builtins(inspection))
+    elif inspection.ok:
         print(
-            f"accepted: rank {inspection['rank']}, {', '.join(inspection['modules'])}, {inspection['dtype']}, "
-            f"{inspection['size_bytes']:,} bytes when packed"
+            f"accepted: rank {inspection.rank}, {', '.join(inspection.modules)}, {inspection.dtype}, "
+            f"{inspection.size_bytes} bytes when packed"
         )
     else:
         print("refused:")
-        for reason in inspection["reasons"]:
+        for reason in inspection.reasons:
             print(f"  - {reason}")
-    if not inspection["ok"]:
+    if not inspection.ok:
         raise typer.Exit(1)
 
 

@@ -1,15 +1,19 @@
 """What all commands share: settings from file, environment and flags; tables or JSON; failures as sentences."""
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from gateway.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from gateway.admin_client import AdminClient
 
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="Settings file (default: LORIKEET_CONFIG, else ./lorikeet.toml).")
@@ -34,6 +38,18 @@ def settings_of(config: Path | None, data_dir: Path | None = None) -> Settings:
         raise CommandFailed(f"settings: {error}", os.EX_CONFIG) from error
     chosen = Path(settings.data_dir) if data_dir is None else data_dir
     return msgspec.structs.replace(settings, data_dir=str(chosen.expanduser().resolve()))
+
+
+@contextlib.asynccontextmanager
+async def admin(settings: Settings) -> "AsyncIterator[AdminClient]":
+    """The operator's verbs, beside a running gateway or without one. Refusals become CommandFailed."""
+    from gateway.admin_client import AdminRefused, open_admin
+
+    try:
+        async with open_admin(settings) as client:
+            yield client
+    except AdminRefused as refusal:
+        raise CommandFailed(str(refusal)) from refusal
 
 
 def print_json(value: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from gateway.commands.options import AsJson, CommandFailed, Config, DataDir, print_json, settings_of
+from gateway.commands.options import AsJson, CommandFailed, Config, DataDir, admin, print_json, settings_of
 from gateway.runtime_config import model_folders, runtime_config
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.supervisor import Stack, StartFailed, run_stack, until_signal
@@ -70,16 +70,14 @@ async def _serve(settings: Settings, folders: dict[str, Path], dev: bool, as_jso
 
 async def _development_token(settings: Settings) -> tuple[str, str]:
     """(account id, token). The token is new at every start and the last one is revoked: none is kept in a file."""
-    from gateway.admin_client import AdminClient
-
-    async with AdminClient.open(settings) as admin:
-        accounts = {account.name: account for account in await admin.list_accounts()}
-        account = accounts.get(DEV_ACCOUNT) or await admin.create_account(DEV_ACCOUNT)
-        for old in await admin.list_tokens(account.id):
-            if old.name == DEV_TOKEN:
-                await admin.revoke_token(old.id)
-        created = await admin.create_token(account.id, DEV_TOKEN)
-        return account.id, created.secret
+    async with admin(settings) as client:
+        accounts = {account.name: account for account in await client.list_accounts()}
+        account = accounts.get(DEV_ACCOUNT) or await client.create_account(DEV_ACCOUNT)
+        for old in await client.list_tokens(account.id):
+            if old.name == DEV_TOKEN and old.status == "active":
+                await client.revoke_token(old.id)
+        _, secret = await client.create_token(account.id, DEV_TOKEN)
+        return account.id, secret
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def create(
         list[str] | None,
         typer.Option("--permission", help=f"Repeatable; default: all of {', '.join(PERMISSIONS)}."),
     ] = None,
-    expires_in_days: Annotated[float | None, typer.Option(min=0.0, help="Days until it expires (default: never).")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0.0, help="Default: never expires.")] = None,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -46,7 +46,9 @@ def create(
 
 
 @app.command("list")
-def list_tokens(account_id: AccountId, config: Config = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def list_tokens(
+    account_id: AccountId, config: Config = None, data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """List an account's tokens, without their secrets."""
 
     async def work() -> None:
