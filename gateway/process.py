@@ -18,27 +18,38 @@ from pathlib import Path
 
 import msgspec
 import uvicorn
+from starlette.types import ASGIApp
 
 from gateway.admin import admin_app
 from gateway.app import build_app
 from gateway.data_dir import DataDir
+from gateway.errors import StorageUnavailable
 from gateway.gateway_config import GatewayConfig
 from gateway.http_protocol import GuardedHttpProtocol
+from gateway.settings import SettingsError
 from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: this process decides, and stops both faces together."""
+    """uvicorn without its signal handling (this process decides, and stops both faces together); says when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
 
 async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, then drains. Raises SystemExit when the app cannot start (its log says why)."""
+    """Serves until `stop` is set, then drains. Raises what `build_app` says when a part cannot be opened."""
     settings = config.settings
     app = build_app(
         settings,
@@ -46,7 +57,23 @@ async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
         runtime_token=config.runtime_token,
     )
     listener = socket.socket(fileno=config.listen_fd)
-    public = _Server(
+    # The lifespan is entered here and not by uvicorn, which would turn a typed error into a logged traceback.
+    async with app.router.lifespan_context(app):
+        public = _server(app, settings.server.drain_s)
+        admin = _server(admin_app(app.state.services), 1.0)
+        with _admin_socket(DataDir(Path(settings.data_dir)).admin_socket) as admin_listener:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(public.serve(sockets=[listener]))
+                group.create_task(admin.serve(sockets=[admin_listener]))
+                await public.up.wait()
+                await admin.up.wait()
+                print("ready", flush=True)
+                await stop.wait()
+                public.should_exit = admin.should_exit = True
+
+
+def _server(app: ASGIApp, drain_s: float) -> _Server:
+    return _Server(
         uvicorn.Config(
             app,
             loop="none",
@@ -54,42 +81,11 @@ async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(settings.server.drain_s) + 1,
+            lifespan="off",
             timeout_keep_alive=30,
-            lifespan="on",
+            timeout_graceful_shutdown=int(drain_s) + 1,
         )
     )
-    async with asyncio.TaskGroup() as group:
-        serving = group.create_task(public.serve(sockets=[listener]))
-        group.create_task(_stop_when(stop, serving, public))
-        while not public.started:
-            if serving.done():
-                stop.set()
-                return
-            await asyncio.sleep(0.01)
-        with _admin_socket(DataDir(Path(settings.data_dir)).admin_socket) as admin_listener:
-            admin = _Server(
-                uvicorn.Config(
-                    admin_app(app.state.services),
-                    loop="none",
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    timeout_graceful_shutdown=1,
-                )
-            )
-            administering = group.create_task(admin.serve(sockets=[admin_listener]))
-            print("ready", flush=True)
-            await asyncio.wait({serving})
-            stop.set()
-            admin.should_exit = True
-            await administering
-
-
-async def _stop_when(stop: asyncio.Event, serving: "asyncio.Task[None]", public: uvicorn.Server) -> None:
-    await stop.wait()
-    public.should_exit = True
-    await asyncio.wait({serving})
 
 
 @contextlib.contextmanager
@@ -137,8 +133,8 @@ def main() -> None:
 
     try:
         uvloop.run(serve())
-    except* StorageError as failures:
-        print(f"lorikeet gateway: {failures.exceptions[0]}", file=sys.stderr)
+    except (SettingsError, StorageError, StorageUnavailable) as error:
+        print(f"lorikeet gateway: {error}", file=sys.stderr)
         raise SystemExit(os.EX_CONFIG) from None
 
 
