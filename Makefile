@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c infra/constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c infra/constraints.txt
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
