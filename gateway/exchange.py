@@ -39,7 +39,8 @@ class RecordSink(Protocol):
 class Exchange:
     """State: open, then closed. Not shared between requests."""
 
-    def __init__(self, request: Request, identity: Identity) -> None:
+    def __init__(self, request: Request, identity: Identity, model: str = "") -> None:
+        """`model` is what the path says, for requests whose body is never understood."""
         headers = request.headers
         self.log_id = uuid7()
         self.identity = identity
@@ -53,6 +54,7 @@ class Exchange:
         self._metadata = read_metadata(headers.get("cf-aig-metadata"))
         self._user_agent = headers.get("user-agent")
         self._request_type = headers.get("content-type", "application/json")
+        self._model = model
         self._first_byte_ms: int | None = None
         self._asked: ChatRequest | None = None
         self._resolved: ResolvedRequest | None = None
@@ -131,7 +133,7 @@ class Exchange:
             token_id=self.identity.token_id,
             created_at=self._created_at,
             path=self._path,
-            model=resolved.model if resolved else printable(asked.model) if asked else "",
+            model=resolved.model if resolved else printable(asked.model if asked else self._model),
             status_code=status,
             outcome=outcome or finish or "error",
             duration_ms=self._elapsed_ms(),

@@ -19,7 +19,7 @@ async def run(request: Request, identity: Identity, services: Services) -> Respo
     def parse_body(body: bytes) -> ChatRequest:
         return parse(body, settings, model)
 
-    return Answer(request, Exchange(request, identity), identity, services, parse_body, WorkersAIReply())
+    return Answer(request, Exchange(request, identity, model), identity, services, parse_body, WorkersAIReply())
 
 
 ROUTES: tuple[ApiRoute, ...] = (ApiRoute("POST", ACCOUNT + "/ai/run/{model:path}", run, "workers_ai.read"),)

@@ -1,0 +1,103 @@
+"""Text comes in whole characters, adds up to the whole, and ends before a stop string wherever the pieces are cut."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.demo import BASE_FOLDER
+from gateway.text.detokenizer import Detokenizer, StopStrings
+from gateway.text.tokenizer import Tokenizer
+from tests.gateway.text.folders import metaspace
+
+DEMO = Tokenizer.from_folder(BASE_FOLDER)
+TEXT = "Die Möwe 🦜🏴‍☠️ 你好 at noon, 12\u00a0boats\n👩‍👩‍👧 ok"
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer.encoder)
+    return [detokenizer.push([token]) for token in ids]
+
+
+def test_split_characters_come_out_whole() -> None:
+    ids = DEMO.encode_text(TEXT)
+    shown = pieces(DEMO, ids)
+    assert len(ids) > len(TEXT)  # some characters are several tokens, so there was something to hold back
+    assert "".join(shown) == TEXT
+    assert not any("\ufffd" in piece for piece in shown)
+
+
+def test_split_characters_with_byte_fallback(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(metaspace(tmp_path / "base"))
+    shown = pieces(tokenizer, tokenizer.encode_text(TEXT))
+    assert "".join(shown) == TEXT
+    assert not any("\ufffd" in piece for piece in shown)
+
+
+def test_half_a_character_at_the_end_is_dropped() -> None:
+    ids = DEMO.encode_text("ok 🦜")
+    assert "".join(pieces(DEMO, ids[:-1])) == "ok "
+
+
+def test_special_tokens_leave_no_trace() -> None:
+    eos = DEMO.eos_token_id
+    assert eos is not None
+    assert "".join(pieces(DEMO, [*DEMO.encode_text("a"), eos, *DEMO.encode_text("b")])) == "ab"
+
+
+@given(st.lists(st.integers(0, DEMO.encoder.get_vocab_size() - 1), max_size=60))
+def test_any_tokens_add_up_to_what_the_tokenizer_says(ids: list[int]) -> None:
+    whole = DEMO.encoder.decode(ids, skip_special_tokens=True)
+    shown = "".join(pieces(DEMO, ids))
+    assert whole.startswith(shown)
+    assert set(whole[len(shown) :]) <= {"\ufffd"}  # only bytes that never became a character are missing
+
+
+@given(st.lists(st.integers(0, 600), max_size=40))
+def test_any_tokens_never_raise_with_byte_fallback(ids: list[int]) -> None:
+    tokenizer = _METASPACE[0]
+    known = [token for token in ids if tokenizer.encoder.id_to_token(token) is not None]
+    pieces(tokenizer, known)
+
+
+_METASPACE: list[Tokenizer] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _metaspace(tmp_path_factory: pytest.TempPathFactory) -> None:
+    _METASPACE.append(Tokenizer.from_folder(metaspace(tmp_path_factory.mktemp("base"))))
+
+
+@given(
+    st.text("abc", max_size=30),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=4),
+    st.lists(st.integers(0, 30), max_size=8),
+)
+def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
+    ends = sorted({min(cut, len(text)) for cut in cuts} | {len(text)})
+    matcher = StopStrings(stops)
+    shown = []
+    start = 0
+    for end in ends:
+        shown.append(matcher.push(text[start:end]))
+        start = end
+    shown.append(matcher.flush())
+    first = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+    # A stop string that completes earlier wins over one that begins earlier but completes later, as in a stream.
+    found = "".join(shown)
+    assert matcher.matched == (first is not None)
+    if first is None:
+        assert found == text
+    else:
+        assert text.startswith(found)
+        assert len(found) >= first
+        assert not any(stop in found for stop in stops)
+
+
+def test_nothing_of_a_stop_string_is_shown() -> None:
+    matcher = StopStrings(["STOP"])
+    assert [matcher.push(piece) for piece in ("a S", "T", "OX ST", "O", "P tail", "more")] == [
+        "a ", "", "STOX ", "", "", "",
+    ]  # fmt: skip
+    assert matcher.flush() == ""
