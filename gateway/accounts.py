@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from cachetools import TTLCache
 from sqlalchemy import delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import AuthenticationFailed, BadInput, ObjectNotFound
 from gateway.ids import new_id, new_secret, secret_digest
@@ -21,7 +22,6 @@ from gateway.names import checked_name, likeness
 from gateway.routes import PERMISSIONS
 from storage import tables
 from storage.database import Database
-from storage.errors import AlreadyExists
 
 MAX_CACHED_TOKENS: Final = 20_000
 CACHE_S: Final = 30.0
@@ -100,8 +100,8 @@ class Accounts:
 
         Finetunes own files in the object store, so they are deleted by `Finetunes`, never by a cascade of rows.
         """
-        await self.get_account(account_id)
         async with self._database.write() as connection:
+            await _require_account(connection, account_id)
             owned = select(func.count()).where(tables.finetunes.c.account_id == account_id)
             if count := await connection.scalar(owned):
                 raise BadInput(f"the account still has {count} finetunes; delete them first")
@@ -113,7 +113,6 @@ class Accounts:
         self, account_id: str, name: str, permissions: Iterable[str], expires_at: float | None = None
     ) -> tuple[Token, str]:
         """The token and its secret, which cannot be shown again. Raises ObjectNotFound, BadInput."""
-        await self.get_account(account_id)
         granted = tuple(sorted(set(permissions)))
         if unknown := [p for p in granted if p not in PERMISSIONS]:
             raise BadInput(f"unknown permission {unknown[0]!r}; allowed: {', '.join(PERMISSIONS)}", param="permissions")
@@ -130,10 +129,8 @@ class Accounts:
             owned = select(func.count()).where(tables.tokens.c.account_id == account_id)
             if (await connection.scalar(owned) or 0) >= MAX_TOKENS_PER_ACCOUNT:
                 raise BadInput(f"the account has {MAX_TOKENS_PER_ACCOUNT} tokens, the most there can be; revoke some")
-            try:
-                await connection.execute(insert(tables.tokens).values(**row))
-            except AlreadyExists as error:
-                raise ObjectNotFound(f"there is no account {account_id!r}") from error
+            await _require_account(connection, account_id)
+            await connection.execute(insert(tables.tokens).values(**row))
         return token, secret
 
     async def list_tokens(self, account_id: str) -> list[Token]:
@@ -191,6 +188,12 @@ class Accounts:
         self._generation += 1
         for digest in [digest for digest, known in self._known.items() if gone(known)]:
             self._known.pop(digest, None)
+
+
+async def _require_account(connection: AsyncConnection, account_id: str) -> None:
+    found = await connection.scalar(select(tables.accounts.c.id).where(tables.accounts.c.id == account_id))
+    if found is None:
+        raise ObjectNotFound(f"there is no account {account_id!r}")
 
 
 def _token(row: Any) -> Token:

@@ -38,6 +38,7 @@ from gateway.wire.multipart import Part
 from storage.database import Database
 from storage.errors import AlreadyExists
 from storage.objects.base import ObjectStore
+from storage.threads import finish
 
 MAX_CACHED: Final = 20_000
 MAX_DESCRIPTION_CHARS: Final = 4096
@@ -83,20 +84,18 @@ class Finetunes:
         now = self._now()
         finetune = Finetune(new_finetune_id(), account_id, name, base.name, description, "pending", now, now)
         taken = BadInput(f"a finetune named {name!r} exists already; choose another name or delete it", param="name")
-        async with self._database.write() as connection:
-            if not await rows.lock_account(connection, account_id):
-                raise ObjectNotFound(f"there is no account {account_id!r}")
-            used = await rows.names(connection, account_id)
-            if any(likeness(other) == likeness(name) for other in used):
-                raise taken
-            if len(used) >= self._limits.max_per_account:
-                raise BadInput(
-                    f"the account has {len(used)} finetunes, the most it can have; delete one to create another"
-                )
-            try:
+        try:
+            async with self._database.write() as connection:
+                if not await rows.lock_account(connection, account_id):
+                    raise ObjectNotFound(f"there is no account {account_id!r}")
+                used = await rows.names(connection, account_id)
+                if any(likeness(other) == likeness(name) for other in used):
+                    raise taken
+                if len(used) >= self._limits.max_per_account:
+                    raise BadInput(f"the account has {len(used)} finetunes, the most it can have; delete one first")
                 await rows.add(connection, finetune)
-            except AlreadyExists as error:
-                raise taken from error
+        except AlreadyExists as error:
+            raise taken from error
         return finetune
 
     async def list_finetunes(self, account_id: str) -> list[Finetune]:
@@ -133,7 +132,7 @@ class Finetunes:
                         try:
                             await upload.store(finetune, prepared, scratch)
                         finally:
-                            await self._settle(scratch)
+                            await finish(self._settle(scratch))
                 finally:
                     self._forget(account_id)
                 return await self.get(account_id, finetune.id)
@@ -147,15 +146,15 @@ class Finetunes:
         async with self._locks.of(finetune.id), self._locks.of(account_id), self._spool.scratch() as scratch:
             finetune = await self.get(account_id, finetune.id)
             keys = [file.object_key for file in finetune.files]
-            await scratch.note([*keys, finetune.object_key] if finetune.object_key else keys)
             try:
+                await scratch.note([*keys, finetune.object_key] if finetune.object_key else keys)
                 async with self._database.write() as connection:
                     if not await rows.remove(connection, finetune.id):
                         raise ObjectNotFound(f"there is no finetune {printable(reference)!r} in this account")
                     shared = finetune.digest is not None and await rows.uses_digest(connection, finetune.digest)
             finally:
                 self._forget(account_id)
-                await self._settle(scratch)
+                await finish(self._settle(scratch))
         return finetune, None if shared else finetune.digest
 
     async def resolve(

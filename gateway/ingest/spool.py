@@ -51,24 +51,21 @@ class Scratch:
 
     async def receive(self, name: str, chunks: AsyncIterable[bytes], max_bytes: int, what: str) -> SpooledFile:
         """Writes a stream to a new file. Raises RequestTooLarge as soon as it passes `max_bytes`, StorageFull."""
-        path = self.folder / name
-        digest, size, pending = hashlib.sha256(), 0, bytearray()
-        file: BinaryIO = await _disk(path.open, "xb")
+        writer, size, pending = _Writer(self.folder / name), 0, bytearray()
         try:
+            await _disk(writer.open)
             async for chunk in chunks:
                 size += len(chunk)
                 if size > max_bytes:
                     raise RequestTooLarge(f"{what} is above the limit of {max_bytes} bytes")
                 pending += chunk
                 if len(pending) >= WRITE_BYTES:
-                    await _disk(_append, file, bytes(pending), digest)
+                    await _disk(writer.write, bytes(pending))
                     pending.clear()
-            await _disk(_append, file, bytes(pending), digest)
-            await _disk(file.flush)
+            await _disk(writer.write, bytes(pending))
         finally:
-            with contextlib.suppress(OSError):  # a full disk was told already, by the write that met it
-                file.close()
-        return SpooledFile(path, size, digest.hexdigest())
+            await _disk(writer.close)
+        return SpooledFile(writer.path, size, writer.digest.hexdigest())
 
     async def note(self, keys: Iterable[str]) -> None:
         """Remembers durably that these objects may be left without a row. Call before touching them."""
@@ -90,14 +87,13 @@ class Spool:
 
     @contextlib.asynccontextmanager
     async def scratch(self) -> AsyncIterator[Scratch]:
-        """A new private folder, removed at the end unless its notes could not be settled."""
+        """A new private folder, removed at the end; only notes that could not be settled stay for the next start."""
         scratch = Scratch(self._root / new_id())
-        await _disk(scratch.folder.mkdir, 0o700)
         try:
+            await _disk(scratch.folder.mkdir, 0o700)
             yield scratch
         finally:
-            if scratch.settled:
-                await asyncio.to_thread(shutil.rmtree, scratch.folder, ignore_errors=True)
+            await finish(asyncio.to_thread(_clear, scratch.folder, not scratch.settled))
 
     async def leftovers(self) -> list[Scratch]:
         """Folders of an earlier process, with what they noted. Call once, before the first `scratch`."""
@@ -108,17 +104,45 @@ class Spool:
         return [Scratch(folder, _read_notes(folder / _NOTES)) for folder in folders]
 
     async def discard(self, scratch: Scratch) -> None:
-        """Removes a left-over folder."""
-        await asyncio.to_thread(shutil.rmtree, scratch.folder, ignore_errors=True)
+        """Removes a left-over folder whose notes are settled."""
+        await finish(asyncio.to_thread(_clear, scratch.folder, False))
 
 
 def _read_notes(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def _append(file: BinaryIO, data: bytes, digest: Any) -> None:
-    digest.update(data)
-    file.write(data)
+def _clear(folder: Path, keep_notes: bool) -> None:
+    """What cannot be removed now is found at the next start."""
+    if not keep_notes:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        if path.name != _NOTES:
+            path.unlink(missing_ok=True)
+
+
+class _Writer:
+    """A new, unbuffered file and the digest of what went into it. Each method runs in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.digest = hashlib.sha256()
+        self._file: BinaryIO | None = None
+
+    def open(self) -> None:
+        self._file = self.path.open("xb", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        assert self._file is not None, "opened before"
+        self.digest.update(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _write_durably(path: Path, text: str) -> None:
