@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from runtime.adapter import Loads, Way
 from runtime.batch import BASE_SLOT, Batch, Row, Runner
 from runtime.blocks import BlockPool
-from runtime.errors import DeviceLost, DuplicateId
+from runtime.errors import DeviceLost, DuplicateId, LogitsInvalid, RunnerMisused
 from runtime.protocol import (
     AdapterStatus,
     Failure,
@@ -218,19 +218,40 @@ class Engine:
         return StepResult(outputs, tuple(statuses), bool(plan or outputs or statuses or self._residency.copying))
 
     def _execute(self, plan: list[Scheduled]) -> None:
-        rows = tuple(_row(item) for item in plan)
-        try:
-            tokens = self._runner.execute(Batch(rows))
-            if len(tokens) != sum(row.samples for row in rows):
-                raise RuntimeError(f"{len(tokens)} tokens from {sum(row.samples for row in rows)} sampling rows")
-        except DeviceLost:
-            raise
-        except Exception:
-            logger.exception("a step with %d rows failed", len(rows))
-            now = self._clock()
-            for item in plan:
-                self._end(item.sequence, "error", Failure("internal", "the runtime failed in this step"), now)
-            return
+        """Runs the plan; sequences whose own numbers overflow end, and the step is repeated without them."""
+        while plan:
+            rows = tuple(_row(item) for item in plan)
+            try:
+                tokens = self._runner.execute(Batch(rows))
+                if len(tokens) != sum(row.samples for row in rows):
+                    raise RunnerMisused(f"{len(tokens)} tokens from {sum(row.samples for row in rows)} sampling rows")
+            except DeviceLost:
+                raise
+            except LogitsInvalid as error:
+                logger.warning("%s", error)
+                broken = [item for item in plan if item.sequence.number in error.sequence_ids] or plan
+                plan = [item for item in plan if item not in broken]
+                self._break(broken)
+            except Exception:
+                logger.exception("a step with %d rows failed", len(rows))
+                now = self._clock()
+                for item in plan:
+                    self._end(item.sequence, "error", Failure("internal", "the runtime failed in this step"), now)
+                return
+            else:
+                self._computed(plan, rows, tokens)
+                return
+
+    def _break(self, broken: list[Scheduled]) -> None:
+        now = self._clock()
+        for item in broken:
+            if item.sequence.adapter is None:
+                failure = Failure("internal", "the model computed numbers that are not finite")
+            else:
+                failure = Failure("adapter_corrupt", "with this adapter the model computes numbers that are not finite")
+            self._end(item.sequence, "error", failure, now)
+
+    def _computed(self, plan: list[Scheduled], rows: tuple[Row, ...], tokens: list[int]) -> None:
         now = self._clock()
         self._num_steps += 1
         adapters = len({row.slot for row in rows} - {BASE_SLOT})

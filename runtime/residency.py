@@ -13,7 +13,7 @@ from typing import Final
 
 from runtime.adapter import LEASED, USABLE, Adapter, AdapterState, Demand, Loads, Way
 from runtime.batch import BASE_SLOT, Runner
-from runtime.errors import DeviceLost
+from runtime.errors import AdapterInvalid, DeviceLost
 from runtime.protocol import AdapterRef, AdapterStatus, Failure, Tier, TierVisit
 from runtime.slots import Slot, SlotPool, Window
 from storage.packed import Packed
@@ -246,7 +246,8 @@ class Residency:
         adapter.copy_began_at = self._clock()
 
     def _write_layers(self) -> list[tuple[str, Failure]]:
-        budget, failures = self._copy_bytes, []
+        budget = self._copy_bytes
+        failures: list[tuple[str, Failure]] = []
         for adapter in [item for item in self._adapters.values() if item.state is AdapterState.COPYING]:
             if budget <= 0:
                 break
@@ -260,17 +261,23 @@ class Residency:
                 self._runner.write_adapter(slot.number, slot.offset, adapter.packed, adapter.layers_written, layers)
             except DeviceLost:
                 raise
+            except AdapterInvalid as error:
+                failures.append(self._unwritable(adapter, Failure("adapter_corrupt", str(error))))
+                continue
             except Exception:
                 logger.exception("adapter %s could not be written to the device", adapter.ref.digest)
                 failure = Failure("internal", "the adapter could not be copied to the device")
-                failures.append((adapter.ref.digest, failure))
-                self._drop(adapter, AdapterStatus(adapter.ref.digest, "memory", adapter.way.visits, failure))
+                failures.append(self._unwritable(adapter, failure))
                 continue
             budget -= layers * layer_bytes
             adapter.layers_written += layers
             if adapter.layers_written == header.geometry.num_layers:
                 self._arrived(adapter, header.payload_bytes)
         return failures
+
+    def _unwritable(self, adapter: Adapter, failure: Failure) -> tuple[str, Failure]:
+        self._drop(adapter, AdapterStatus(adapter.ref.digest, "memory", adapter.way.visits, failure))
+        return adapter.ref.digest, failure
 
     def _arrived(self, adapter: Adapter, size_bytes: int) -> None:
         visit = TierVisit("device", self._clock() - adapter.copy_began_at, size_bytes)
