@@ -19,7 +19,7 @@ from runtime.layers.adapter_pool import AdapterPool
 
 # Multiply-adds per layer and segment up to which the stacked form wins, measured on two cores (256 and 2048 wide,
 # rank 8-16): small bf16 products cost about 15 us a call whatever their size, fp32 ones about 4 us.
-_STACK_LIMIT: Final = {torch.float32: 4e6, torch.bfloat16: 30e6, torch.float16: 30e6}
+STACK_LIMIT: Final = {torch.float32: 4e6, torch.bfloat16: 30e6, torch.float16: 30e6}
 
 
 class StackedAdapters:
@@ -112,7 +112,7 @@ class LoraPlanner:
             return None
         tokens = segments.num_tokens - used[0].start
         cost = tokens * sum(rank for _, rank in rows.values()) * self._width
-        if cost > len(used) * _STACK_LIMIT[self._pool.dtype]:
+        if cost > len(used) * STACK_LIMIT[self._pool.dtype]:
             return SegmentedPlan(self._pool, segments)
         return self._stacked(tuple(active), segments, used[0].start)
 
