@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from gateway import errors
 from gateway.errors import BadInput, FinetuneIncomplete, FinetuneNotFound, ObjectNotFound, OverCapacity
+from gateway.finetunes import Finetunes
 from gateway.ingest.adapter import CONFIG_FILE, WEIGHTS_FILE
+from gateway.ingest.spool import Spool
 from gateway.wire.multipart import Part, read_parts
+from storage.errors import StorageError, StorageFull, StorageUnavailable
+from storage.objects.base import single
+from storage.objects.local import LocalObjects
 from storage.packed import read_packed
 from tests.gateway import tiny_adapters as tiny
 from tests.gateway.plane import LIMITS, MODEL, NO_LORA_MODEL, OTHER_MODEL, Plane, Tenant, open_plane
@@ -523,7 +529,7 @@ async def test_weights_shared_by_two_finetunes_live_until_both_are_gone(plane: P
     other = await plane.tenant("other")
     third = await make_ready(plane, other, "c")
     key = str((await plane.finetunes.get(tenant.id, first)).object_key)
-    for account, finetune, left in ((tenant, first, 5), (tenant, second, 3), (other, third, 0)):
+    for account, finetune, left in ((tenant, first, 6), (tenant, second, 3), (other, third, 0)):
         await plane.http.delete(f"{account.root}/ai/finetunes/{finetune}", headers=account.headers)
         assert len([name for name in plane.stored() if name == key]) == (1 if finetune == first else 0)
         assert len(plane.stored()) == left
@@ -584,3 +590,77 @@ async def test_incomplete_names_the_missing_files(plane: Plane, tenant: Tenant) 
     await plane.upload(tenant, finetune, CONFIG_FILE, tiny.config())
     with pytest.raises(FinetuneIncomplete, match=f"upload {WEIGHTS_FILE}"):
         await plane.finetunes.resolve(tenant.identity, model, finetune)
+
+
+async def test_what_a_killed_process_left_is_swept_at_the_next_start(plane: Plane, tenant: Tenant) -> None:
+    finetune = await make_ready(plane, tenant, "kept")
+    kept = await plane.finetunes.get(tenant.id, finetune)
+    orphan = f"adapters/{tenant.id}/{'0' * 64}.lora"
+    await plane.objects.put(orphan, single(b"half a commit"), max_bytes=100)
+    abandoned = Spool(plane.folder / "spool").scratch()
+    scratch = await abandoned.__aenter__()
+    await scratch.note([orphan, str(kept.object_key), "adapters/never/written"])
+
+    restarted = Finetunes(plane.database, plane.objects, plane.catalog, LIMITS, plane.folder / "spool")
+    assert await restarted.sweep() == 1
+    assert plane.spooled() == []
+    assert orphan not in plane.stored()
+    assert kept.object_key in plane.stored()
+    assert await restarted.sweep() == 0
+
+
+class FailingStore:
+    """The local store, but its nth put or delete finds a full or absent disk."""
+
+    def __init__(self, inner: LocalObjects, fail_at: int, after: bool) -> None:
+        self._inner = inner
+        self._left = fail_at
+        self._after = after
+
+    async def put(self, key: str, data: AsyncIterable[bytes], *, max_bytes: int) -> int:
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise StorageFull("no room")
+        size = await self._inner.put(key, data, max_bytes=max_bytes)
+        if self._left == 0:
+            raise StorageUnavailable("stored, but the answer was lost")
+        return size
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        return self._inner.get(key, start=start, length=length)
+
+    async def size(self, key: str) -> int:
+        return await self._inner.size(key)
+
+    async def delete(self, key: str) -> None:
+        await self._inner.delete(key)
+
+    async def aclose(self) -> None:
+        """The inner store is closed by its owner."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("fail_at", [1, 2])
+async def test_a_failing_object_store_changes_nothing(plane: Plane, tenant: Tenant, fail_at: int, after: bool) -> None:
+    finetune = await plane.create(tenant, "x")
+    await plane.finetunes.upload(tenant.id, finetune, parts_of(CONFIG_FILE, tiny.config()))
+    before, stored = await plane.finetunes.get(tenant.id, finetune), plane.stored()
+    store = FailingStore(plane.objects, fail_at, after)
+    failing = Finetunes(plane.database, store, plane.catalog, LIMITS, plane.folder / "spool")
+    with pytest.raises(StorageError):
+        await failing.upload(tenant.id, finetune, parts_of(WEIGHTS_FILE, tiny.weights()))
+    assert await plane.finetunes.get(tenant.id, finetune) == before
+    assert plane.stored() == stored
+    assert plane.spooled() == []
+    assert (await plane.upload(tenant, finetune, WEIGHTS_FILE, tiny.weights())).json()["result"]["status"] == "ready"
+
+
+async def test_a_damaged_stored_file_is_noticed(plane: Plane, tenant: Tenant) -> None:
+    finetune = await plane.create(tenant, "x")
+    await plane.upload(tenant, finetune, CONFIG_FILE, tiny.config())
+    path = plane.folder / "objects" / plane.stored()[0]
+    path.write_bytes(tiny.config().replace(b"8", b"9"))
+    with pytest.raises(errors.StorageUnavailable, match=f"the stored {CONFIG_FILE} is damaged"):
+        await plane.finetunes.upload(tenant.id, finetune, parts_of(WEIGHTS_FILE, tiny.weights()))
+    assert (await plane.upload(tenant, finetune, CONFIG_FILE, tiny.config())).status_code == 200
+    assert (await plane.upload(tenant, finetune, WEIGHTS_FILE, tiny.weights())).json()["result"]["status"] == "ready"
