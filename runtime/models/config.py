@@ -117,7 +117,7 @@ class ModelConfig:
             norm_offset=family.norm_offset,
             embedding_scale=geometry.hidden_size**0.5 if family.scales_embedding else None,
             ties_embedding=bool(config.get("tie_word_embeddings", family.ties_embedding)),
-            sliding_window=None if window is None or name == "llama" or name == "gemma" else int(window),
+            sliding_window=int(window) if window is not None and name == "mistral" else None,
             eos_token_ids=_eos(generation.get("eos_token_id", config.get("eos_token_id"))),
         )
 
@@ -163,7 +163,10 @@ def _rope(config: dict[str, Any], max_positions: int) -> Rope:
 def _eos(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
-    return tuple(int(item) for item in value) if isinstance(value, list) else (int(value),)
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) for item in ids):
+        raise ValueError(f"eos_token_id {value!r} must be a token id or a list of them")
+    return tuple(ids)
 
 
 def _positive(config: dict[str, Any], field: str, default: int | None) -> int:
