@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from gateway.errors import BadInput, BadQuery, EmptyBody, ObjectNotFound, RequestTooLarge
+from gateway.errors import BadInput, BadQuery, ObjectNotFound
 from gateway.logs.export import EXPORT_FORMATS
 from gateway.logs.filters import parse_query
 from gateway.logs.log_store import LogPatch
@@ -18,6 +18,7 @@ from gateway.messages import Identity
 from gateway.routes import ACCOUNT, ApiRoute
 from gateway.services import Services
 from gateway.wire.envelope import JsonResponse, success
+from gateway.wire.json_body import read_object
 
 LOGS: Final = ACCOUNT + "/ai-gateway/gateways/{gateway_id}/logs"
 
@@ -54,7 +55,7 @@ async def get_log(request: Request, identity: Identity, services: Services) -> R
 async def patch_log(request: Request, identity: Identity, services: Services) -> Response:
     """PATCH {feedback, score, metadata}: the row as it is then."""
     gateway = _gateway(request)
-    patch = _parse_patch(await _body(request))
+    patch = _parse_patch(await read_object(request, _MAX_PATCH_BYTES))
     row = await services.logs.patch(identity.account_id, gateway, request.path_params["log_id"], patch)
     return success(to_json(row))
 
@@ -128,26 +129,7 @@ def _gateway(request: Request) -> str:
     return gateway
 
 
-async def _body(request: Request) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > _MAX_PATCH_BYTES:
-            raise RequestTooLarge(f"The body is larger than {_MAX_PATCH_BYTES} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _parse_patch(body: bytes) -> LogPatch:
-    if not body.strip():
-        raise EmptyBody("Send a JSON object with feedback, score or metadata")
-    try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadInput("The body is not JSON") from error
-    if not isinstance(fields, dict):
-        raise BadInput("The body must be a JSON object with feedback, score or metadata")
+def _parse_patch(fields: dict[str, Any]) -> LogPatch:
     patch = LogPatch()
     if "feedback" in fields:
         feedback = fields["feedback"]

@@ -28,6 +28,7 @@ from storage.tables import log_segments, logs
 
 logger = logging.getLogger(__name__)
 
+_MIN_BACKOFF_S: Final = 0.5
 _MAX_BACKOFF_S: Final = 30.0
 _CHUNK_BYTES: Final = 1024 * 1024
 _MAX_IDS: Final = 500
@@ -61,7 +62,7 @@ class Archiver:
         """Archives until cancelled. Failures are counted and tried again with a growing pause."""
         while True:
             finished = await self._finished.get()
-            backoff_s = 0.5
+            backoff_s = _MIN_BACKOFF_S
             while True:
                 try:
                     await self.archive(*finished)

@@ -11,15 +11,16 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from gateway.errors import InvalidRequest
+from gateway.wire import chat_body
+
 ExportFormat = Literal["openai_chat"]
 EXPORT_FORMATS: Final = get_args(ExportFormat)
-
-_ROLES: Final = frozenset({"system", "user", "assistant", "tool", "developer"})
 
 
 def chat_line(request: bytes, response: bytes, *, streamed: bool) -> bytes | None:
     """`{"messages": [{"role", "content"}, ...]}` with its newline, or None."""
-    turns = _turns(_json(request))
+    turns = _turns(request)
     answer = _streamed_answer(response) if streamed else _answer(_json(response))
     if turns is None or not answer:
         return None
@@ -27,27 +28,15 @@ def chat_line(request: bytes, response: bytes, *, streamed: bool) -> bytes | Non
     return msgspec.json.encode({"messages": turns}) + b"\n"
 
 
-def _turns(request: Any) -> list[dict[str, str]] | None:
-    if not isinstance(request, dict):
+def _turns(request: bytes) -> list[dict[str, str]] | None:
+    """The conversation, read exactly as the gateway read it when it answered."""
+    try:
+        prompt, messages = chat_body.conversation(chat_body.decode(request))
+    except InvalidRequest:
         return None
-    if isinstance(request.get("prompt"), str):
-        return [{"role": "user", "content": request["prompt"]}]
-    if not isinstance(request.get("messages"), list):
-        return None
-    turns = []
-    for message in request["messages"]:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            return None
-        turns.append({"role": message["role"], "content": _content(message.get("content"))})
-    return turns or None
-
-
-def _content(content: Any) -> str:
-    """Text of a turn; parts are joined as the gateway joins them."""
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+    if messages is None:
+        return [{"role": "user", "content": prompt or ""}]
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def _answer(response: Any) -> str | None:
@@ -61,7 +50,8 @@ def _answer(response: Any) -> str | None:
     if isinstance(said, dict | list):  # JSON mode answers with a parsed value
         return msgspec.json.encode(said).decode()
     message = _first_choice(result).get("message")
-    return _content(message.get("content")) if isinstance(message, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, str) else None
 
 
 def _streamed_answer(body: bytes) -> str | None:

@@ -5,13 +5,13 @@ the bodies never come here.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Final
 
 import msgspec
 
 from gateway.logs.record import LogRecord
+from gateway.wire.envelope import iso_time
 from runtime.protocol import SequenceTiming
 
 Scalar = str | int | float | bool
@@ -86,7 +86,7 @@ def to_json(row: Mapping[Any, Any]) -> dict[str, Any]:
     """The log row that lists show."""
     return {
         "id": row["id"],
-        "created_at": iso(row["created_at"]),
+        "created_at": iso_time(row["created_at"]),
         "provider": row["provider"],
         "model": row["model"],
         "model_type": row["model_type"],
@@ -120,11 +120,6 @@ def to_json(row: Mapping[Any, Any]) -> dict[str, Any]:
         "trace_id": row["trace_id"],
         "user_agent": row["user_agent"],
     }
-
-
-def iso(seconds: float) -> str:
-    """Unix seconds as ISO 8601 in UTC with milliseconds, as the SDKs read it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _timings(timing: SequenceTiming | None) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def read_frames(disk: Disk, segment_id: str, seed: int, start: int, end: int, *,
     Raises ObjectMissing, StorageUnavailable.
     """
     name = file_name(segment_id)
-    data = disk.read(name, start, min(max_bytes, end - start))
+    data = disk.read(name, start, min(max(max_bytes, FRAME_HEADER_BYTES), end - start))
     if len(data) >= FRAME_HEADER_BYTES:
         first = FRAME_HEADER_BYTES + _FRAME.unpack_from(data)[0]
         if len(data) < first <= min(end - start, FRAME_HEADER_BYTES + MAX_PAYLOAD_BYTES):

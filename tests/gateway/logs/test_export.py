@@ -1,0 +1,110 @@
+"""Exchanges as training data: what the dialects really write is read back, and half-told ones are left out."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import OverCapacity
+from gateway.logs.export import chat_line
+from gateway.messages import ChatRequest, Usage
+from gateway.wire.openai import OpenAIReply
+from gateway.wire.reply import Reply
+from gateway.wire.sse import DONE
+from gateway.wire.workers_ai import WorkersAIReply
+
+USAGE = Usage(3, 4)
+ASK = json.dumps({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]}).encode()
+
+
+def _reply(dialect: str) -> Reply:
+    if dialect == "workers_ai":
+        return WorkersAIReply()
+    reply = OpenAIReply("id", 1)
+    reply.describe(ChatRequest("openai", "m"))
+    return reply
+
+
+def _answer(line: bytes | None) -> Any:
+    assert line is not None
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    return json.loads(line)["messages"]
+
+
+@given(st.sampled_from(["workers_ai", "openai"]), st.lists(st.text(max_size=20), min_size=1, max_size=6))
+def test_streamed_and_whole_answers_give_the_same_line(dialect: str, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    reply = _reply(dialect)
+    streamed = b"".join(reply.piece(piece) for piece in pieces) + reply.ending("stop", USAGE) + DONE
+    whole = chat_line(ASK, reply.whole(text, "stop", USAGE), streamed=False)
+    assert chat_line(ASK, streamed, streamed=True) == whole
+    if text:
+        assert _answer(whole) == [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": text},
+        ]
+    else:
+        assert whole is None
+
+
+@pytest.mark.parametrize("dialect", ["workers_ai", "openai"])
+def test_a_stream_that_was_cut_or_failed_gives_no_line(dialect: str) -> None:
+    reply = _reply(dialect)
+    begun = reply.piece("half an ")
+    whole = begun + reply.piece("answer") + reply.ending("stop", USAGE) + DONE
+    assert chat_line(ASK, whole, streamed=True) is not None
+    assert chat_line(ASK, begun, streamed=True) is None
+    assert chat_line(ASK, whole[: -len(DONE)], streamed=True) is None
+    failed = begun + reply.failure_event(OverCapacity("full")) + DONE
+    assert chat_line(ASK, failed, streamed=True) is None
+    assert chat_line(ASK, reply.failure(OverCapacity("full")), streamed=False) is None
+
+
+def test_events_are_read_however_they_are_spelled() -> None:
+    body = b': ping\r\n\r\ndata:{"response":\r\ndata: "a"}\r\n\r\ndata: {"response":"b"}\n\ndata: [DONE]\n\n'
+    assert _answer(chat_line(b'{"prompt":"q"}', body, streamed=True)) == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "ab"},
+    ]
+
+
+def test_content_parts_null_content_and_json_answers() -> None:
+    ask = {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                        {"role": "assistant", "content": None}, {"role": "user", "content": "c"}]}  # fmt: skip
+    reply = b'{"result":{"response":{"city":"Basel"}},"success":true}'
+    assert [turn["content"] for turn in _answer(chat_line(json.dumps(ask).encode(), reply, streamed=False))] == [
+        "ab", "", "c", '{"city":"Basel"}',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_body", "response"),
+    [
+        (b"", b""),
+        (b"not json", b'{"result":{"response":"x"}}'),
+        (b"[]", b'{"result":{"response":"x"}}'),
+        (b"[" * 100_000, b"[" * 100_000),
+        (b'{"prompt":""}', b'{"result":{"response":"x"}}'),
+        (b'{"prompt":"a","messages":[]}', b'{"result":{"response":"x"}}'),
+        (b'{"messages":[{"role":"robot","content":"x"}]}', b'{"result":{"response":"x"}}'),
+        (b'{"prompt":"q"}', b"not json"),
+        (b'{"prompt":"q"}', b"[]"),
+        (b'{"prompt":"q"}', b'{"result":null}'),
+        (b'{"prompt":"q"}', b'{"choices":[]}'),
+        (b'{"prompt":"q"}', b'{"choices":[{"message":{"content":null}}]}'),
+        (b'{"prompt":"q"}', b'{"choices":{"0":1}}'),
+        (b'{"prompt":"q"}', b"\xff\xfe"),
+    ],
+)
+def test_what_cannot_be_read_gives_no_line(request_body: bytes, response: bytes) -> None:
+    assert chat_line(request_body, response, streamed=False) is None
+    assert chat_line(request_body, response, streamed=True) is None
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200), st.booleans())
+def test_any_bytes_give_a_line_or_none(request_body: bytes, response: bytes, streamed: bool) -> None:
+    chat_line(request_body, response, streamed=streamed)
