@@ -185,9 +185,15 @@ class Answer(Response):
 
     async def _abandoned(self) -> None:
         """Nobody waits for the answer any more; what was sent so far is recorded."""
-        response = b"".join(self._sent) or "".join(self._text).encode()
+        kind = sse.CONTENT_TYPE if self._sent else "application/json"
         try:
-            await self._exchange.close(self._services.logs, CLIENT_ABORT_STATUS, response, outcome="client_abort")
+            await self._exchange.close(
+                self._services.logs,
+                CLIENT_ABORT_STATUS,
+                b"".join(self._sent),
+                outcome="client_abort",
+                content_type=kind,
+            )
         except (LorikeetError, StorageError) as failure:
             logger.error("log %s: not recorded: %s", self._exchange.log_id, failure)
 
