@@ -46,7 +46,7 @@ class Window:
 
 
 class SlotPool:
-    """Ranges of a pool of `num_rows` rank rows. Not thread-safe: the engine thread owns it."""
+    """Ranges of a pool of `num_rows` rank rows; slot numbers are below `max_slots`. The engine thread owns it."""
 
     def __init__(self, num_rows: int, granule: int = 8) -> None:
         if num_rows < 1 or granule < 1:
@@ -55,7 +55,8 @@ class SlotPool:
         self._granule = min(granule, num_rows)
         self._by_offset: list[Slot] = []
         self._by_digest: dict[str, Slot] = {}
-        self._numbers = list(range(-(-num_rows // self._granule)))
+        self.max_slots = -(-num_rows // self._granule)
+        self._numbers = list(range(self.max_slots))
         self._uses = 0
 
     def __len__(self) -> int:

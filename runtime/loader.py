@@ -1,0 +1,207 @@
+"""Brings adapters up to host memory for the engine: the event loop's side of `adapter.Loads`.
+
+    engine thread --(call_soon_threadsafe)--> queue > worker: tiers.fetch > parse (thread) > deliver --> engine thread
+
+A start ends with `LoadArrived`, whose bytes stay leased until `release`, or with `LoadFailed`; a warm-up fetches and
+lets go at once. The queue of starts is bounded by the engine's leases; warm-ups beyond `max_warm` are dropped and
+counted, since they only save time. Storage's errors become failures here and nowhere else.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.adapter import Way
+from runtime.protocol import AdapterRef, Failure, TierVisit
+from storage.errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageError
+from storage.packed import Packed, read_packed
+from storage.tiers import Fetched
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 2.0
+
+
+class AdapterTiers(Protocol):
+    """What the loader needs of `storage.tiers.Tiers`."""
+
+    async def fetch(self, digest: str, object_key: str, size_bytes: int) -> Fetched:
+        """The whole file in memory, held until released."""
+        ...
+
+    async def forget(self, digest: str) -> None:
+        """Drops the file from every tier."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadArrived:
+    """The adapter is in host memory, leased until `AdapterLoader.release`."""
+
+    digest: str
+    packed: Packed
+    way: Way
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The adapter could not be brought."""
+
+    digest: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWarmed:
+    """The adapter is in the memory tier, without a lease."""
+
+    digest: str
+    way: Way
+
+
+LoadResult = LoadArrived | LoadFailed | LoadWarmed
+
+
+class AdapterLoader:
+    """`run` owns the workers; the other methods are called on its event loop. `deliver` takes the results there."""
+
+    def __init__(
+        self,
+        tiers: AdapterTiers,
+        deliver: Callable[[LoadResult], None],
+        *,
+        num_workers: int = 4,
+        num_warmers: int = 2,
+        max_warm: int = 256,
+    ) -> None:
+        self._tiers, self._deliver = tiers, deliver
+        self._num_workers, self._num_warmers, self._max_warm = num_workers, num_warmers, max_warm
+        self._starts: deque[AdapterRef | str] = deque()
+        self._warm: dict[str, AdapterRef] = {}
+        self._work = asyncio.Semaphore(0)
+        self._warm_work = asyncio.Semaphore(0)
+        self._leases: dict[str, Fetched] = {}
+        self.num_dropped = 0
+
+    async def run(self) -> None:
+        """Works until cancelled; then every lease is given back."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._num_workers):
+                    tasks.create_task(self._serve_starts())
+                for _ in range(self._num_warmers):
+                    tasks.create_task(self._serve_warmups())
+        finally:
+            for digest in list(self._leases):
+                self.release(digest)
+
+    def start(self, adapter: AdapterRef) -> None:
+        """See `adapter.Loads.start`."""
+        self._starts.append(adapter)
+        self._work.release()
+
+    def forget(self, digest: str) -> None:
+        """See `adapter.Loads.forget`."""
+        self._starts.append(digest)
+        self._work.release()
+
+    def warm(self, adapter: AdapterRef) -> None:
+        """See `adapter.Loads.warm`."""
+        if adapter.digest in self._warm:
+            return
+        if len(self._warm) >= self._max_warm:
+            self.num_dropped += 1
+            return
+        self._warm[adapter.digest] = adapter
+        self._warm_work.release()
+
+    def release(self, digest: str) -> None:
+        """See `adapter.Loads.release`."""
+        self._leases.pop(digest).release()
+
+    async def _serve_starts(self) -> None:
+        while True:
+            await self._work.acquire()
+            work = self._starts.popleft()
+            if isinstance(work, str):
+                await self._drop(work)
+            else:
+                self._deliver(await self._load(work))
+
+    async def _serve_warmups(self) -> None:
+        while True:
+            await self._warm_work.acquire()
+            adapter = next(iter(self._warm.values()))
+            del self._warm[adapter.digest]
+            try:
+                with await self._tiers.fetch(adapter.digest, adapter.object_key, adapter.size_bytes) as fetched:
+                    way = _way(fetched)
+            except (StorageError, ValueError) as error:
+                # Whoever really needs the adapter gets the failure from a start.
+                logger.info("adapter %s was not warmed: %s", adapter.digest, error)
+            else:
+                self._deliver(LoadWarmed(adapter.digest, way))
+
+    async def _load(self, adapter: AdapterRef) -> LoadResult:
+        try:
+            fetched = await self._tiers.fetch(adapter.digest, adapter.object_key, adapter.size_bytes)
+            try:
+                packed = await asyncio.to_thread(read_packed, fetched.data)
+            except BaseException:
+                fetched.release()
+                raise
+        except (StorageError, ValueError) as error:
+            logger.warning("adapter %s: %s", adapter.digest, error)
+            return LoadFailed(adapter.digest, _failure(error))
+        self._leases[adapter.digest] = fetched
+        return LoadArrived(adapter.digest, packed, _way(fetched))
+
+    async def _drop(self, digest: str) -> None:
+        try:
+            await self._tiers.forget(digest)
+        except (StorageError, ValueError) as error:
+            logger.warning("adapter %s was not forgotten everywhere: %s", digest, error)
+
+
+class ThreadLoads:
+    """`adapter.Loads` for the engine thread: hands every call to the loader's event loop."""
+
+    def __init__(self, loader: AdapterLoader, loop: asyncio.AbstractEventLoop) -> None:
+        self._loader, self._loop = loader, loop
+
+    def start(self, adapter: AdapterRef) -> None:
+        """See `adapter.Loads.start`."""
+        self._loop.call_soon_threadsafe(self._loader.start, adapter)
+
+    def warm(self, adapter: AdapterRef) -> None:
+        """See `adapter.Loads.warm`."""
+        self._loop.call_soon_threadsafe(self._loader.warm, adapter)
+
+    def release(self, digest: str) -> None:
+        """See `adapter.Loads.release`."""
+        self._loop.call_soon_threadsafe(self._loader.release, digest)
+
+    def forget(self, digest: str) -> None:
+        """See `adapter.Loads.forget`."""
+        self._loop.call_soon_threadsafe(self._loader.forget, digest)
+
+
+def _way(fetched: Fetched) -> Way:
+    visits = tuple(TierVisit(visit.tier, visit.seconds, visit.size_bytes) for visit in fetched.visits)
+    return Way(visits, visits[0].tier) if visits else Way()
+
+
+def _failure(error: StorageError | ValueError) -> Failure:
+    """Storage's words stay in our log: they name keys and places that callers need not know."""
+    if isinstance(error, ObjectMissing):
+        return Failure("adapter_missing", "the adapter's file is not in the object store")
+    if isinstance(error, ObjectCorrupt):
+        return Failure("adapter_corrupt", "the adapter's file is damaged")
+    if isinstance(error, ObjectTooLarge):
+        return Failure("adapter_too_large", "the adapter is larger than this runtime's memory tier")
+    if isinstance(error, StorageError):
+        return Failure("adapter_unavailable", "the adapter's file cannot be read just now", RETRY_AFTER_S)
+    return Failure("internal", "the adapter's reference cannot be used")

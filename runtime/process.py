@@ -1,0 +1,235 @@
+"""One runtime process: reads its configuration, loads the model, serves, and leaves nothing behind.
+
+    python -m runtime                   first line of standard input is the configuration (JSON, `RuntimeConfig`); the
+                                        pipe then stays open as a lifeline: at its end the process leaves at once
+    python -m runtime --config FILE     the same from a file, without a lifeline
+
+On standard output: lines about the progress of loading, then "ready" alone on a line. Diagnostics go to standard
+error. SIGTERM and SIGINT drain; a second one leaves at once. Exit codes: 0 after draining, 78 when settings or weights
+cannot be used (starting again is no use), 1 for everything else.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import TypeVar
+
+from runtime.adapter import Loads
+from runtime.config import RuntimeConfig
+from runtime.engine import Engine, EngineLimits
+from runtime.errors import ConfigInvalid, EngineStopped, ModelInvalid, RuntimeFault
+from runtime.listen import bind
+from runtime.protocol import EXIT_CONFIG, ModelInfo
+from runtime.service import RuntimeService
+from runtime.slots import SlotPool
+from runtime.tracing import SequenceSpans, make_tracer
+from storage.errors import StorageError
+from storage.objects.base import ObjectStore
+from storage.objects.local import LocalObjects
+from storage.objects.s3 import S3Objects
+from storage.tiers import Tiers
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `python -m runtime`; ends the process with the exit codes above."""
+    parser = argparse.ArgumentParser(prog="python -m runtime", description="Serve one base model to gateways.")
+    parser.add_argument("--config", type=Path, help="JSON file; default: one line on standard input")
+    path = parser.parse_args(argv).config
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        config = RuntimeConfig.from_json(_configuration(path))
+        if path is None:
+            _follow_parent(config)
+        asyncio.run(_run(config))
+    except (ConfigInvalid, ModelInvalid) as error:
+        _leave(f"runtime: {error}", EXIT_CONFIG)
+    except (RuntimeFault, StorageError) as error:
+        _leave(f"runtime: {error}", 1)
+    # The engine's thread may be inside a step that never ends, and interpreter shutdown would wait for torch's pool.
+    _leave("", 0)
+
+
+def _configuration(path: Path | None) -> bytes:
+    if path is None:
+        line = sys.stdin.buffer.readline()
+        if not line.strip():
+            raise ConfigInvalid("no configuration on standard input; give one line of JSON or --config FILE")
+        return line
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigInvalid(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _follow_parent(config: RuntimeConfig) -> None:
+    """Leaves as soon as standard input ends. A thread of its own: it works while weights load and steps hang."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(sys.stdin.fileno(), 4096):
+                pass
+        if config.socket_path:
+            Path(config.socket_path).unlink(missing_ok=True)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def _leave(message: str, code: int) -> None:
+    if message:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def _run(config: RuntimeConfig) -> None:
+    from runtime.runner import TorchRunner  # torch takes a second to import: bad settings are told before
+
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    max_slots = SlotPool(config.adapter_rows).max_slots
+    load = functools.partial(
+        TorchRunner.load,
+        Path(config.model_folder),
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
+        kv_bytes=config.kv_bytes,
+        block_tokens=config.block_tokens,
+        adapter_rows=config.adapter_rows,
+        max_slots=max_slots,
+        progress=_Progress(config.model),
+    )
+    runner = await _unless_stopped(asyncio.to_thread(load), stop)
+    model = ModelInfo(
+        name=config.model,
+        dtype=config.dtype,
+        device=config.device,
+        num_parameters=runner.num_parameters,
+        vocab_size=runner.vocab_size,
+        max_sequence_tokens=runner.max_sequence_tokens,
+        max_rank=config.adapter_rows,
+        eos_token_ids=runner.eos_token_ids,
+    )
+    limits = EngineLimits(
+        num_blocks=runner.num_blocks,
+        block_tokens=config.block_tokens,
+        adapter_rows=config.adapter_rows,
+        max_running=config.max_running,
+        max_waiting=config.max_waiting,
+        step_tokens=config.step_tokens,
+        copy_bytes=config.copy_bytes,
+        starve_after_s=config.starve_after_s,
+    )
+    tracer, shut_tracer = make_tracer(config.otlp_endpoint, config.sample_ratio)
+
+    def make_engine(loads: Loads) -> Engine:
+        return Engine(runner, model, limits, loads, time.monotonic)
+
+    async with _tiers(config) as tiers:
+
+        def tier_bytes() -> tuple[int, int]:
+            stats = tiers.stats()
+            return stats["memory"].used_bytes, stats["disk"].used_bytes
+
+        service = RuntimeService(
+            make_engine,
+            time.monotonic,
+            model,
+            tiers,
+            token=config.token,
+            tier_bytes=tier_bytes,
+            spans=SequenceSpans(tracer, config.model),
+            max_connections=config.max_connections,
+            max_outgoing_bytes=config.max_outgoing_bytes,
+            drain_s=config.drain_s,
+        )
+        try:
+            with bind(config) as listener:
+                await service.run(listener, stop, lambda: _announce(listener))
+        except EngineStopped as error:
+            _leave(f"runtime: {error}", 1)
+        finally:
+            await asyncio.to_thread(shut_tracer)
+
+
+async def _unless_stopped(loading: Coroutine[None, None, T], stop: asyncio.Event) -> T:
+    """The result of loading; leaves the process when it is told to stop meanwhile: there is nothing to drain yet."""
+    load, stopped = asyncio.ensure_future(loading), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((load, stopped), return_when=asyncio.FIRST_COMPLETED)
+    if not load.done():
+        _leave("", 0)
+    stopped.cancel()
+    return await load
+
+
+@contextlib.asynccontextmanager
+async def _tiers(config: RuntimeConfig) -> AsyncIterator[Tiers]:
+    objects: ObjectStore
+    if config.objects == "local":
+        objects = LocalObjects(Path(config.objects_root))
+    else:
+        objects = await S3Objects.open(
+            bucket=config.bucket,
+            endpoint=config.endpoint,
+            region=config.region,
+            access_key_id=config.access_key_id,
+            secret_access_key=config.secret_access_key,
+        )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(objects.aclose)
+        tiers = Tiers(
+            objects,
+            Path(config.tier_dir),
+            memory_bytes=config.tier_memory_bytes,
+            disk_bytes=config.tier_disk_bytes,
+        )
+        await tiers.open()
+        stack.push_async_callback(tiers.aclose)
+        yield tiers
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    def note() -> None:
+        if stop.is_set():
+            _leave("runtime: stopped without draining", 1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, note)
+
+
+def _announce(listener: socket.socket) -> None:
+    if listener.family != socket.AF_UNIX:
+        host, port = listener.getsockname()[:2]
+        print(f"listening on {host}:{port}")
+    print("ready", flush=True)
+
+
+class _Progress:
+    """Prints the fraction of the weights that is loaded, in steps of a tenth."""
+
+    def __init__(self, model: str) -> None:
+        self._model, self._tenths = model, 0
+
+    def __call__(self, fraction: float) -> None:
+        tenths = int(fraction * 10)
+        if tenths > self._tenths:
+            self._tenths = tenths
+            print(f"loading {self._model}: {tenths * 10} %", flush=True)

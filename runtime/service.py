@@ -1,0 +1,331 @@
+"""The runtime's face: gateways connect, the engine thread answers.
+
+    asyncio (this file): accept > Hello > frames in  ──offer/post──>  engine thread: commands, step, step, ...
+                         Step, AdapterStatus, Pong out  <──call_soon_threadsafe──┘
+
+Only the engine thread touches engine, runner and device; only the event loop touches connections, loader and tiers.
+A connection that closes, breaks the protocol or does not read loses its own sequences and nobody else's. `run` ends
+when it is told to stop, after draining, or with EngineStopped when the engine died.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import itertools
+import logging
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from runtime.adapter import Loads
+from runtime.connection import Connection
+from runtime.engine import Engine, Output, StepResult
+from runtime.engine_thread import EngineThread
+from runtime.errors import DuplicateId, EngineStopped
+from runtime.framing import read_frame
+from runtime.loader import AdapterLoader, AdapterTiers, LoadArrived, LoadFailed, LoadResult, ThreadLoads
+from runtime.protocol import (
+    PROTOCOL_VERSION,
+    Abort,
+    AdapterStatus,
+    ClientFrame,
+    Failure,
+    Forget,
+    Hello,
+    ModelInfo,
+    Ping,
+    Pong,
+    Prefetch,
+    ProtocolError,
+    Refused,
+    SequenceOutput,
+    Stats,
+    Step,
+    Submit,
+    Welcome,
+    decode_client,
+)
+from runtime.tracing import SequenceSpans
+
+logger = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S: Final = 5.0
+FLUSH_TIMEOUT_S: Final = 2.0
+JOIN_TIMEOUT_S: Final = 5.0
+
+
+class RuntimeService:
+    """Serves one engine. `make_engine` builds it around the loads that this service brings."""
+
+    def __init__(
+        self,
+        make_engine: Callable[[Loads], Engine],
+        clock: Callable[[], float],
+        model: ModelInfo,
+        tiers: AdapterTiers,
+        *,
+        token: str,
+        tier_bytes: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        spans: SequenceSpans | None = None,
+        max_connections: int = 64,
+        max_outgoing_bytes: int = 8 * 1024**2,
+        drain_s: float = 10.0,
+    ) -> None:
+        self._make_engine, self._clock, self._model, self._tier_bytes = make_engine, clock, model, tier_bytes
+        self._token, self._max_connections = token.encode(), max_connections
+        self._max_outgoing_bytes, self._drain_s = max_outgoing_bytes, drain_s
+        self._spans = spans or SequenceSpans(None, model.name)
+        self._loader = AdapterLoader(tiers, self._loaded)
+        self._connections: dict[int, Connection] = {}
+        self._numbers = itertools.count(1)
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._nothing_live = asyncio.Event()
+        self._died: asyncio.Future[None]
+        self._thread: EngineThread
+        self._loop: asyncio.AbstractEventLoop
+        self.num_cut = 0
+
+    async def run(self, listener: socket.socket, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
+        """Serves the bound socket, which it closes, until `stop`; then drains. Raises EngineStopped."""
+        self._loop = asyncio.get_running_loop()
+        self._died = self._loop.create_future()
+        engine = self._make_engine(ThreadLoads(self._loader, self._loop))
+        self._thread = EngineThread(engine, self._clock, on_step=self._stepped, on_end=self._ended)
+        async with asyncio.TaskGroup() as tasks:
+            loading = tasks.create_task(self._loader.run())
+            try:
+                self._thread.start()
+                await self._serve(listener, stop, on_ready)
+            finally:
+                self._thread.stop()
+                if not await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S):
+                    logger.error("the engine is still in a step; leaving without it")
+                loading.cancel()
+        if self._died.done():
+            raise EngineStopped("the engine died; see the log above") from self._died.exception()
+
+    async def _serve(self, listener: socket.socket, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
+        start = asyncio.start_unix_server if listener.family == socket.AF_UNIX else asyncio.start_server
+        server = await start(self._accepted, sock=listener)
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            on_ready()
+            await asyncio.wait((stopping, self._died), return_when=asyncio.FIRST_COMPLETED)
+            self._draining = True
+            server.close()
+            if not self._died.done():
+                await self._drain()
+        finally:
+            stopping.cancel()
+            server.close()
+            await self._hang_up()
+
+    async def _drain(self) -> None:
+        """Sequences that run may end; new ones are refused by then."""
+        if self._live():
+            self._nothing_live.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._drain_s):
+                    await self._nothing_live.wait()
+        if self._live():
+            logger.warning("stopping with %d sequences unfinished", self._live())
+
+    async def _hang_up(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await asyncio.gather(*(connection.close() for connection in list(self._connections.values())))
+        for task in self._conversations:
+            task.cancel()
+        if self._conversations:
+            await asyncio.wait(self._conversations)
+
+    def _live(self) -> int:
+        return sum(len(connection.live) for connection in self._connections.values())
+
+    # One connection.
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The server's task of one connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
+        connection = Connection(next(self._numbers), writer, self._max_outgoing_bytes)
+        try:
+            if await self._greeted(connection, reader):
+                await self._converse(connection, reader)
+        except ProtocolError as error:
+            logger.warning("gateway %s broke the protocol: %s", connection.gateway_id, error)
+        except (OSError, TimeoutError) as error:
+            logger.info("gateway %s is gone: %s", connection.gateway_id, error or type(error).__name__)
+        except asyncio.CancelledError:
+            logger.debug("gateway %s is hung up on", connection.gateway_id)
+        finally:
+            self._conversations.discard(task)
+            self._closed(connection)
+
+    async def _greeted(self, connection: Connection, reader: asyncio.StreamReader) -> bool:
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            body = await read_frame(reader, max_bytes=64 * 1024)
+        hello = None if body is None else decode_client(body)
+        if not isinstance(hello, Hello):
+            return False
+        connection.gateway_id = hello.gateway_id[:64]
+        reason = self._refusal(hello)
+        if reason is not None:
+            logger.warning("gateway %r refused: %s", connection.gateway_id, reason)
+            connection.send(Refused(reason))
+            await connection.drained()
+            await connection.close()
+            return False
+        self._connections[connection.number] = connection
+        connection.send(Welcome(PROTOCOL_VERSION, self._model, os.getpid()))
+        self._thread.post(lambda engine: self._tell(connection, engine.adapters()))
+        return True
+
+    def _refusal(self, hello: Hello) -> str | None:
+        if not hmac.compare_digest(hello.token.encode(), self._token):
+            return "wrong token"
+        if hello.version != PROTOCOL_VERSION:
+            return f"protocol version {hello.version}; this runtime speaks {PROTOCOL_VERSION}"
+        if self._draining:
+            return "this runtime is stopping"
+        if len(self._connections) >= self._max_connections:
+            return f"{self._max_connections} gateways are connected already"
+        return None
+
+    async def _converse(self, connection: Connection, reader: asyncio.StreamReader) -> None:
+        while (body := await read_frame(reader)) is not None:
+            self._take(connection, decode_client(body))
+            await connection.drained()
+
+    def _closed(self, connection: Connection) -> None:
+        if connection.cut_reason is not None:
+            self.num_cut += 1
+            logger.warning("gateway %s was cut off: %s", connection.gateway_id, connection.cut_reason)
+        connection.cut("closed")
+        self._connections.pop(connection.number, None)
+        for span in connection.live.values():
+            self._spans.end(span, None)
+        connection.live.clear()
+        self._note_ends()
+        self._thread.post(lambda engine: _discard(engine.abort_owner(connection.number)))
+
+    def _take(self, connection: Connection, frame: ClientFrame) -> None:
+        """One frame of a gateway. Raises ProtocolError."""
+        match frame:
+            case Submit():
+                self._submit(connection, frame)
+            case Abort(sequence_id):
+                if sequence_id in connection.live:
+                    self._spans.end(connection.live.pop(sequence_id), None)
+                    self._note_ends()
+                    self._thread.post(lambda engine: engine.abort(connection.number, sequence_id))
+            case Prefetch(adapter):
+                self._loader.warm(adapter)
+            case Forget(digest):
+                self._thread.post(lambda engine: engine.forget_adapter(digest))
+            case Ping(sent_at):
+                # At most one question to the engine per connection: a hung engine must not pile them up.
+                if connection.ping_sent_at is None:
+                    self._thread.post(lambda engine: self._pong(connection, engine.stats()))
+                connection.ping_sent_at = sent_at
+            case Hello():
+                raise ProtocolError("a second Hello")
+
+    def _submit(self, connection: Connection, request: Submit) -> None:
+        if request.sequence_id in connection.live:
+            raise ProtocolError(f"sequence {request.sequence_id} is still running")
+
+        def submit(engine: Engine) -> None:
+            try:
+                engine.submit(connection.number, request)
+            except DuplicateId as error:
+                # An abort of this id is still on its way to the engine: the gateway used the id again.
+                self._loop.call_soon_threadsafe(connection.cut, str(error))
+
+        refusal = "this runtime is stopping"
+        if not self._draining:
+            refusal = "this runtime is behind with its commands"
+            try:
+                if self._thread.offer(submit):
+                    connection.live[request.sequence_id] = self._spans.begin(request)
+                    return
+            except EngineStopped as error:
+                refusal = str(error)
+        failure = Failure("overloaded", refusal, 1.0)
+        output = SequenceOutput(sequence_id=request.sequence_id, finish_reason="error", failure=failure)
+        connection.send(Step((output,)))
+
+    # From the engine thread to the event loop.
+
+    def _stepped(self, result: StepResult) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, result)
+
+    def _tell(self, connection: Connection, statuses: list[AdapterStatus]) -> None:
+        if statuses:
+            self._loop.call_soon_threadsafe(lambda: [connection.send(status) for status in statuses])
+
+    def _pong(self, connection: Connection, stats: Stats) -> None:
+        self._loop.call_soon_threadsafe(self._answer_ping, connection, stats)
+
+    def _ended(self, error: BaseException | None) -> None:
+        def note() -> None:
+            if error is not None and not self._died.done():
+                self._died.set_exception(error)
+
+        self._loop.call_soon_threadsafe(note)
+
+    # On the event loop.
+
+    def _loaded(self, result: LoadResult) -> None:
+        def tell(engine: Engine) -> None:
+            match result:
+                case LoadArrived(digest, packed, way):
+                    engine.adapter_loaded(digest, packed, way)
+                case LoadFailed(digest, failure):
+                    engine.adapter_failed(digest, failure)
+                case _:
+                    engine.adapter_warmed(result.digest, result.way)
+
+        self._thread.post(tell)
+
+    def _deliver(self, result: StepResult) -> None:
+        by_owner: defaultdict[int, list[Output]] = defaultdict(list)
+        for item in result.outputs:
+            by_owner[item.owner].append(item)
+        for owner, items in by_owner.items():
+            connection = self._connections.get(owner)
+            if connection is None:
+                continue
+            outputs = tuple(item.output for item in items if item.output.sequence_id in connection.live)
+            for output in outputs:
+                if output.finish_reason is not None:
+                    self._spans.end(connection.live.pop(output.sequence_id), output)
+            if outputs:
+                connection.send(Step(outputs))
+        for status in result.statuses:
+            for connection in list(self._connections.values()):
+                connection.send(status)
+        self._note_ends()
+
+    def _answer_ping(self, connection: Connection, stats: Stats) -> None:
+        sent_at, connection.ping_sent_at = connection.ping_sent_at, None
+        if sent_at is not None:
+            memory_bytes, disk_bytes = self._tier_bytes()
+            stats = msgspec.structs.replace(
+                stats, memory_bytes=memory_bytes, disk_bytes=disk_bytes, cut_connections=self.num_cut
+            )
+            connection.send(Pong(sent_at, stats))
+
+    def _note_ends(self) -> None:
+        if not self._live():
+            self._nothing_live.set()
+
+
+def _discard(_: object) -> None:
+    """Makes a command of a call whose result nobody needs."""
