@@ -9,7 +9,7 @@ eight adapters, say) takes two matrix products and two element-wise steps:
 
     a        [slices * rows, in]      slice-major; `rows` = rank rows of the active slots, one after the other
     b        [slices * rows, out]     block-diagonal: a slice's rows are zero outside its own columns
-    scaling  [slices * rows]          fp32
+    scaling  [slices * rows]          fp32; h's dtype where that changes no bit of any factor, which saves two copies
     foreign  [tokens, slices * rows]  True where the row belongs to another token's slot; None with one slot
 
 Measured on two CPU cores in bf16, 256 wide, three rank-8 adapters: 31 us a group, against 100-300 us for a loop over
@@ -41,17 +41,20 @@ def stack_rows(
     scaling: [slices, n] fp32, one factor per slice and stacked row.
     """
     count = rows.shape[0]
+    factors = scaling.reshape(-1)
+    if torch.equal(factors.to(a.dtype).float(), factors):
+        factors = factors.to(a.dtype)
     stacked_a = a.index_select(1, rows).view(-1, a.shape[2])
     picked = b.index_select(0, rows)
     if len(slices) == 1:
-        return Stack(stacked_a, picked, scaling.reshape(-1))
+        return Stack(stacked_a, picked, factors)
     stacked_b = b.new_zeros((len(slices) * count, b.shape[1]))
     column = 0
     for index, width in enumerate(slices):
         columns = slice(column, column + width)
         stacked_b[index * count : (index + 1) * count, columns] = picked[:, columns]
         column += width
-    return Stack(stacked_a, stacked_b, scaling.reshape(-1))
+    return Stack(stacked_a, stacked_b, factors)
 
 
 def lora_stacked_reference(x: torch.Tensor, stack: Stack, foreign: torch.Tensor | None, y: torch.Tensor) -> None:

@@ -17,9 +17,10 @@ from kernels.lora_stacked import Stack, lora_stacked, stack_rows
 from kernels.segments import BASE_SLOT, Segments, build_segments
 from runtime.layers.adapter_pool import AdapterPool
 
-# Multiply-adds per layer and segment up to which the stacked form wins, measured on two cores (256 and 2048 wide,
-# rank 8-16): small bf16 products cost about 15 us a call whatever their size, fp32 ones about 4 us.
-STACK_LIMIT: Final = {torch.float32: 4e6, torch.bfloat16: 30e6, torch.float16: 30e6}
+# Multiply-adds per layer and segment up to which the stacked form wins, measured on two cores: 256 wide with 1, 3 and 8
+# adapters of rank 8 and 4 to 128 tokens each, and single groups 2048 wide. A product costs some 15 us a call in bf16
+# whatever its size, 4 us in fp32, and there the stacked form's extra arithmetic is dearer.
+STACK_LIMIT: Final = {torch.float32: 12e6, torch.bfloat16: 50e6, torch.float16: 50e6}
 
 
 class StackedAdapters:

@@ -119,6 +119,18 @@ def test_half_precision_is_near_the_loop(form: str, dtype: torch.dtype, toleranc
     assert (found - wanted).norm() <= tolerance * wanted.norm()
 
 
+@pytest.mark.parametrize(("factor", "dtype"), [(2.0, torch.bfloat16), (1 / 3, torch.float32)])
+def test_stacked_factors_are_narrowed_only_when_exact(factor: float, dtype: torch.dtype) -> None:
+    case = make_case([(0, 3)], [4], (8, 8), torch.bfloat16)
+    rows, scaling = torch.arange(1, 5), torch.full((2, 4), factor)
+    stack = stack_rows(case.a, case.b, case.slices, rows, scaling)
+    assert stack.scaling.dtype == dtype
+    narrow, wide = case.y.clone(), case.y.clone()
+    lora_stacked(case.x, stack, None, narrow)
+    lora_stacked(case.x, stack._replace(scaling=scaling.reshape(-1)), None, wide)
+    assert torch.equal(narrow, wide)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_of_the_base_keep_every_bit(form: str) -> None:
     case = make_case([(BASE_SLOT, 3), (1, 2), (BASE_SLOT, 2)], [1, 4], (8, 8), torch.float32)
