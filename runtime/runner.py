@@ -4,14 +4,15 @@ A step is: records -> tensors (`layers/step.py`) -> decoder -> logits of the sam
 Everything here belongs to the engine thread. On a CPU the kernels' torch references do the work.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from runtime.batch import Batch
-from runtime.errors import ConfigInvalid
+from runtime.errors import ConfigInvalid, DeviceLost
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.kv_cache import KVCache
 from runtime.layers.lora import LoraPlanner
@@ -62,8 +63,13 @@ class TorchRunner:
         num_blocks = kv_bytes // block_bytes
         if num_blocks < 1:
             raise ConfigInvalid(f"kv_bytes = {kv_bytes}: one block of {block_tokens} tokens takes {block_bytes} bytes")
-        cache = KVCache(geometry, num_blocks, block_tokens, torch_dtype, torch_device)
-        pool = AdapterPool(geometry, adapter_rows, max_slots, torch_dtype, torch_device)
+        try:
+            cache = KVCache(geometry, num_blocks, block_tokens, torch_dtype, torch_device)
+            pool = AdapterPool(geometry, adapter_rows, max_slots, torch_dtype, torch_device)
+        except RuntimeError as error:  # torch's word for "out of memory"
+            raise ConfigInvalid(
+                f"kv_bytes = {kv_bytes} and adapter_rows = {adapter_rows} do not fit into the memory of {device}"
+            ) from error
         decoder = load_decoder(folder, config, cache, torch_dtype, torch_device, progress)
         steps = StepBuilder(
             cache,
@@ -106,23 +112,32 @@ class TorchRunner:
         """See `runtime.batch.Runner`."""
         logits = self.logits(batch)
         rows = [row for row in batch.rows if row.samples]
-        with torch.inference_mode():
+        with torch.inference_mode(), _device_errors():
             return sample(logits, rows) if rows else []
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """The step up to the sampler: [rows with `samples`, vocab] in the model's dtype. Raises RunnerMisused."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _device_errors():
             step = self._steps.build(batch)
             return self._decoder.forward(step)
 
     def write_adapter(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> None:
         """See `runtime.batch.Runner`."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _device_errors():
             self._pool.write(slot, row_offset, packed, first_layer, num_layers)
 
     def release_slot(self, slot: int) -> None:
         """See `runtime.batch.Runner`."""
         self._pool.release(slot)
+
+
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    """An error of the accelerator itself is sticky: nothing on it works again in this process."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error)) from error
 
 
 def _dtype(name: str) -> torch.dtype:

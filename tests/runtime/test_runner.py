@@ -58,6 +58,7 @@ def test_a_small_cache_bounds_the_sequence(folder: Path) -> None:
         ({"dtype": "int8"}, "dtype = 'int8'"),
         ({"device": "abacus"}, "device = 'abacus'"),
         ({"kv_bytes": 100}, "kv_bytes = 100"),
+        ({"kv_bytes": 2**62}, "do not fit into the memory"),
         ({"block_tokens": 0}, "block_tokens"),
         ({"adapter_rows": 0}, "adapter_rows"),
     ],
