@@ -5,11 +5,13 @@ exclusively, for the time of the command. Both ways are the same five verbs with
 cannot tell them apart.
 """
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 import msgspec
@@ -23,7 +25,8 @@ from storage.database import Database
 from storage.errors import StorageError
 
 T = TypeVar("T")
-TIMEOUT_S = 60.0
+TIMEOUT_S: Final = 60.0
+START_WAIT_S: Final = 5.0
 
 
 class AdminRefused(Exception):
@@ -65,17 +68,29 @@ class AdminClient(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def open_admin(settings: Settings) -> AsyncIterator[AdminClient]:
-    """The running gateway's admin face, else the database itself. Raises AdminRefused."""
+async def open_admin(settings: Settings, *, wait_s: float = START_WAIT_S) -> AsyncIterator[AdminClient]:
+    """The running gateway's admin face, else the database itself.
+
+    A gateway that starts or stops right now has the database but no socket: that is waited out for `wait_s`.
+    Raises AdminRefused.
+    """
     folders = DataDir(Path(settings.data_dir))
-    if _answers(folders.admin_socket):
-        transport = httpx.AsyncHTTPTransport(uds=str(folders.admin_socket))
-        async with httpx.AsyncClient(transport=transport, base_url="http://admin", timeout=TIMEOUT_S) as http:
-            yield _Remote(http)
-        return
-    with _refusals():
-        folders.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        database = await Database.open(folders.database)
+    deadline = time.monotonic() + wait_s
+    while True:
+        if _answers(folders.admin_socket):
+            transport = httpx.AsyncHTTPTransport(uds=str(folders.admin_socket))
+            async with httpx.AsyncClient(transport=transport, base_url="http://admin", timeout=TIMEOUT_S) as http:
+                yield _Remote(http)
+            return
+        try:
+            with _refusals():
+                folders.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                database = await Database.open(folders.database)
+            break
+        except AdminRefused:
+            if time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(0.1)
     try:
         yield _Local(Accounts(database))
     finally:
@@ -94,7 +109,7 @@ def _answers(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _refusals() -> Any:
+def _refusals() -> Iterator[None]:
     try:
         yield
     except LorikeetError as error:

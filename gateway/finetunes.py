@@ -9,6 +9,7 @@ objects, because two finetunes of an account may share one packed file.
 `resolve` is on the request path and answers from a bounded cache that every change to the account empties.
 """
 
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -36,10 +37,11 @@ from gateway.names import checked_name, likeness, printable
 from gateway.settings import Adapters
 from gateway.wire.multipart import Part
 from storage.database import Database
-from storage.errors import AlreadyExists
+from storage.errors import AlreadyExists, StorageError
 from storage.objects.base import ObjectStore
 from storage.threads import finish
 
+logger = logging.getLogger(__name__)
 MAX_CACHED: Final = 20_000
 MAX_DESCRIPTION_CHARS: Final = 4096
 PUBLIC_PREFIX: Final = "cf-public-"
@@ -186,11 +188,17 @@ class Finetunes:
         )
 
     async def sweep(self) -> int:
-        """Removes what an earlier process left behind when it was killed; returns the number of its open tasks."""
+        """Removes what an earlier process left behind when it was killed; returns the number of its open tasks.
+
+        What storage refuses to delete just now stays noted for the next start: serving does not wait for tidiness.
+        """
         leftovers = await self._spool.leftovers()
         for scratch in leftovers:
-            await self._settle(scratch)
-            await self._spool.discard(scratch)
+            try:
+                await self._settle(scratch)
+                await self._spool.discard(scratch)
+            except StorageError as error:
+                logger.warning("left-over objects of %s cannot be removed yet: %s", scratch.folder.name, error)
         return len(leftovers)
 
     def _base(self, model: str) -> CatalogModel:
