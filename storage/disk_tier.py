@@ -148,7 +148,8 @@ class DiskTier:
             self.failures += await self._names.run(self._remove, digests)
 
     def _scan(self) -> list[tuple[str, int]]:
-        self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._files.mkdir(mode=0o700, exist_ok=True)
         holder = self._lock.acquire()
         if holder is not None:
             raise StorageUnavailable(

@@ -45,7 +45,7 @@ class LocalObjects:
         what = f"object {check_key(key)} cannot be stored"
         if not self._swept:
             self._swept = True
-            await self._disk(what, sweep, self._incoming)
+            await self._disk(what, self._prepare)
         file, pending, size = NewFile(self._incoming), bytearray(), 0
         try:
             await self._disk(what, file.open)
@@ -98,6 +98,10 @@ class LocalObjects:
     async def _disk(self, what: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with disk_errors(what):
             return await self._threads.run(work, *args, **kwargs)
+
+    def _prepare(self) -> None:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(self._incoming)
 
     def _publish(self, file: NewFile, key: str) -> None:
         *folders, name = key.split("/")

@@ -13,8 +13,8 @@ import base64
 import hashlib
 import io
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import aiohttp
@@ -42,9 +42,10 @@ logger = logging.getLogger(__name__)
 class S3Objects:
     """`ObjectStore` over one bucket, made by `open`."""
 
-    def __init__(self, client: Any, bucket: str, stack: AsyncExitStack) -> None:
+    def __init__(self, client: Any, bucket: str, request_timeout_s: float, stack: AsyncExitStack) -> None:
         self._client = client
         self._bucket = bucket
+        self._timeout_s = request_timeout_s
         self._stack = stack
 
     @classmethod
@@ -58,11 +59,14 @@ class S3Objects:
         secret_access_key: str = "",
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 30.0,
+        request_timeout_s: float = 120.0,
         max_attempts: int = 4,
     ) -> "S3Objects":
         """Makes the client; asks the server nothing, so a server that is down now may come up later.
 
         Without `endpoint` it is AWS. Without keys the usual AWS chain (role of the machine, profile) is asked.
+        `request_timeout_s` bounds one request up to its answer's head, with its retries and one part's upload; the
+        client's own timeouts do not run while it sends or waits for leave to send.
         Raises StorageUnavailable when endpoint, region or bucket name cannot be used.
         """
         config = AioConfig(
@@ -78,7 +82,7 @@ class S3Objects:
             ignore_configured_endpoint_urls=True,
         )
         stack = AsyncExitStack()
-        with _errors(f"bucket {bucket}"):
+        async with _request(f"bucket {bucket}", request_timeout_s):
             try:
                 client = await stack.enter_async_context(
                     get_session().create_client(
@@ -91,12 +95,12 @@ class S3Objects:
                 )
             except ValueError as error:  # botocore's word for an endpoint that is no URL
                 raise StorageUnavailable(f"bucket {bucket}: {error}") from error
-        return cls(client, bucket, stack)
+        return cls(client, bucket, request_timeout_s, stack)
 
     async def put(self, key: str, data: AsyncIterable[bytes], *, max_bytes: int) -> int:
         """See `ObjectStore.put`."""
         check_key(key)
-        upload = _Upload(self._client, self._bucket, key)
+        upload = _Upload(self._client, self._bucket, key, self._timeout_s)
         part_bytes = max(PART_BYTES, -(-max_bytes // MAX_PARTS))
         size, pending = 0, bytearray()
         try:
@@ -124,31 +128,42 @@ class S3Objects:
         wanted: dict[str, str] = {}
         if start or length is not None:
             wanted["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
-        with _errors(f"object {check_key(key)}"):
+        async with _request(f"object {check_key(key)}", self._timeout_s):
             try:
                 answer = await self._client.get_object(Bucket=self._bucket, Key=key, **wanted)
             except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
+                if _status(error) == 416:
                     return  # the range begins at or after the end
                 raise
         async with answer["Body"] as body:
             while True:
-                with _errors(f"object {key}"):
+                async with _request(f"object {key}", self._timeout_s):
                     chunk = await _read(body)
                 if not chunk:
                     return
                 yield chunk
 
     async def size(self, key: str) -> int:
-        """See `ObjectStore.size`."""
-        with _errors(f"object {check_key(key)}"):
-            answer = await self._client.head_object(Bucket=self._bucket, Key=key)
-        return int(answer["ContentLength"])
+        """See `ObjectStore.size`. Asks for one byte: a HEAD cannot say whether key or bucket is missing, and some
+        servers (Swift under eventlet) answer it with a body that breaks the connection."""
+        async with _request(f"object {check_key(key)}", self._timeout_s):
+            try:
+                answer = await self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0")
+            except ClientError as error:
+                if _status(error) == 416:
+                    return 0  # not even one byte
+                raise
+            async with answer["Body"] as body:
+                await body.read()
+        return (
+            int(answer["ContentRange"].rpartition("/")[2]) if "ContentRange" in answer else int(answer["ContentLength"])
+        )
 
     async def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
-        with suppress(ObjectMissing), _errors(f"object {check_key(key)}"):
-            await self._client.delete_object(Bucket=self._bucket, Key=key)
+        with suppress(ObjectMissing):
+            async with _request(f"object {check_key(key)}", self._timeout_s):
+                await self._client.delete_object(Bucket=self._bucket, Key=key)
 
     async def aclose(self) -> None:
         """See `ObjectStore.aclose`."""
@@ -158,8 +173,9 @@ class S3Objects:
 class _Upload:
     """One put. Begins as nothing; the first `part` makes it a multipart upload with an id that must be ended."""
 
-    def __init__(self, client: Any, bucket: str, key: str) -> None:
+    def __init__(self, client: Any, bucket: str, key: str, request_timeout_s: float) -> None:
         self._client = client
+        self._timeout_s = request_timeout_s
         self._place = {"Bucket": bucket, "Key": key}
         self._what = f"object {key}"
         self._id: str | None = None
@@ -169,7 +185,7 @@ class _Upload:
         if self._id is None:
             await finish(self._begin())  # cancelled half-way, there would be an upload whose id nobody knows
         number = len(self._parts) + 1
-        with _errors(self._what):
+        async with _request(self._what, self._timeout_s):
             answer = await self._client.upload_part(
                 **self._place, UploadId=self._id, PartNumber=number, **await _body(data)
             )
@@ -177,7 +193,7 @@ class _Upload:
 
     async def end(self, rest: bytes) -> None:
         if self._id is None:
-            with _errors(self._what):
+            async with _request(self._what, self._timeout_s):
                 await self._client.put_object(**self._place, **await _body(rest))
             return
         await self.part(rest)
@@ -188,21 +204,20 @@ class _Upload:
         if self._id is None:
             return
         try:
-            async with asyncio.timeout(_ABORT_S):
-                with _errors(self._what):
-                    await self._client.abort_multipart_upload(**self._place, UploadId=self._id)
+            async with _request(self._what, _ABORT_S):
+                await self._client.abort_multipart_upload(**self._place, UploadId=self._id)
         except ObjectMissing:
             pass  # already gone
-        except (TimeoutError, StorageError) as error:
+        except StorageError as error:
             logger.warning("a multipart upload of %s stays open until the bucket expires it: %s", self._what, error)
         self._id = None
 
     async def _begin(self) -> None:
-        with _errors(self._what):
+        async with _request(self._what, self._timeout_s):
             self._id = (await self._client.create_multipart_upload(**self._place))["UploadId"]
 
     async def _complete(self) -> None:
-        with _errors(self._what):
+        async with _request(self._what, self._timeout_s):
             try:
                 await self._client.complete_multipart_upload(
                     **self._place, UploadId=self._id, MultipartUpload={"Parts": self._parts}
@@ -243,12 +258,18 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-@contextmanager
-def _errors(what: str) -> Iterator[None]:
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+@asynccontextmanager
+async def _request(what: str, timeout_s: float) -> AsyncIterator[None]:
+    """Bounds a request in time and translates its errors. `what` begins their text."""
     try:
-        yield
+        async with asyncio.timeout(timeout_s):
+            yield
     except ClientError as error:
-        code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        code, status = _code(error), _status(error)
         if code in _MISSING or code == "NoSuchUpload":
             raise ObjectMissing(f"{what}: there is none") from error
         if code in _FULL or status in (413, 507):
@@ -257,4 +278,4 @@ def _errors(what: str) -> Iterator[None]:
         hint = "; create it or set storage.bucket" if code == "NoSuchBucket" else hint
         raise StorageUnavailable(f"{what}: {error}{hint}") from error
     except (BotoCoreError, HTTPClientError, aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise StorageUnavailable(f"{what}: the object store does not answer: {error}") from error
+        raise StorageUnavailable(f"{what}: the object store does not answer: {str(error) or 'timed out'}") from error
