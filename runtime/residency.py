@@ -164,6 +164,7 @@ class Residency:
         in_turn = [ref for ref in demand.adapters_in_turn() if not self.admissible(ref.digest)]
         for ref in in_turn:
             self.want(ref)
+        self._settle_claim()
         adapters = [self._adapters[ref.digest] for ref in in_turn if ref.digest in self._adapters]
         self._give_rows([adapter for adapter in adapters if adapter.state is AdapterState.HOST], demand)
         return self._write_layers()
@@ -179,7 +180,6 @@ class Residency:
                 self._evict(adapter)
 
     def _give_rows(self, hosts: list[Adapter], demand: Demand) -> None:
-        self._settle_claim()
         if self._claim is None:
             now = self._clock()
             starving = [adapter for adapter in hosts if now - adapter.host_since >= self._starve_after_s]
