@@ -80,14 +80,22 @@ class LogQuery(msgspec.Struct, frozen=True):
 def parse_query(pairs: Pairs, *, also: Iterable[str] | None = None) -> LogQuery:
     """The query of a list from its raw, ordered pairs; empty values of simple parameters count as absent.
 
-    `also`: further names the caller reads itself. When given, any name that nobody reads is refused: where logs are
-    deleted or exported a misspelt filter must not widen the selection. Raises BadQuery.
+    `also`: further names the caller reads itself. When given, a name that nobody reads, an empty value or a repeated
+    one is refused: where logs are deleted or exported a slip must not widen the selection. Raises BadQuery.
     """
     if also is not None:
         allowed = {*FILTER_NAMES, *also}
-        for name, _ in pairs:
+        seen: set[str] = set()
+        for name, value in pairs:
             if name not in allowed:
-                raise BadQuery(f"{name} is not a parameter here; allowed: {', '.join(sorted(allowed))}", param=name)
+                raise BadQuery(
+                    f"{name[:64]!r} is not a parameter here; allowed: {', '.join(sorted(allowed))}", param=name
+                )
+            if value == "":
+                raise BadQuery(f"{name} is empty; give it a value or leave it out", param=name)
+            if name in seen and name not in _FILTER_NAMES:
+                raise BadQuery(f"{name} is given twice; use filters for several values", param=name)
+            seen.add(name)
     simple = {name: value for name, value in pairs if name not in _FILTER_NAMES and value != ""}
     direction = simple.get("order_by_direction", simple.get("direction", "desc"))
     return LogQuery(
