@@ -36,12 +36,6 @@ async def serving(plane: Plane) -> AsyncIterator[None]:
             await task
 
 
-@pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
-    async with open_plane(tmp_path) as opened:
-        yield opened
-
-
 @contextlib.asynccontextmanager
 async def client_of(folder: Path, running: bool) -> AsyncIterator[AdminClient]:
     async with contextlib.AsyncExitStack() as stack:

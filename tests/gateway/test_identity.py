@@ -1,26 +1,13 @@
 """Who-am-I calls and the list of models, through HTTP, with the shapes that wrangler and the SDKs read."""
 
-from collections.abc import AsyncIterator
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from gateway.settings import DEMO_MODEL
-from tests.gateway.plane import MODEL, Plane, Tenant, open_plane
+from tests.gateway.plane import MODEL, Plane, Tenant
 
 V4 = "/client/v4"
-
-
-@pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
-    async with open_plane(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def tenant(plane: Plane) -> Tenant:
-    return await plane.tenant("one")
 
 
 async def test_verify(plane: Plane, tenant: Tenant) -> None:
