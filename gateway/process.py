@@ -109,7 +109,8 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     """Sets `stop` when the lifeline ends. A thread of its own: reading standard input blocks."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(4096):
+        # The bare descriptor: a daemon thread inside sys.stdin's buffer would abort the interpreter's shutdown.
+        while os.read(0, 4096):
             pass
         with contextlib.suppress(RuntimeError):  # the loop is closed already: the process is leaving anyway
             loop.call_soon_threadsafe(stop.set)
@@ -120,6 +121,8 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 def main() -> None:
     """Reads the configuration and serves; exit code 78 (EX_CONFIG) when it cannot be used."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    for chatty in ("uvicorn.error", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=GatewayConfig)
 
     async def serve() -> None:

@@ -67,11 +67,14 @@ class Stack:
 
 
 @contextlib.asynccontextmanager
-async def run_stack(settings: Settings, folders: dict[str, Path]) -> AsyncIterator[Stack]:
+async def run_stack(
+    settings: Settings, folders: dict[str, Path], say: Callable[[str], None] = logger.info
+) -> AsyncIterator[Stack]:
     """Starts everything, yields when all are ready, and leaves nothing running.
 
-    `folders` maps a catalogue name to the folder of its weights. Raises StartFailed; OSError when the address is
-    taken. A StartFailed may also come later, out of the body, when a restarted child cannot start any more.
+    `folders` maps a catalogue name to the folder of its weights; `say` is told how the children get on. Raises
+    StartFailed; OSError when the address is taken. A StartFailed may also come later, out of the body, when a child
+    that was restarted cannot start any more.
     """
     _private_folder(Path(settings.data_dir))
     with (
@@ -102,17 +105,17 @@ async def run_stack(settings: Settings, folders: dict[str, Path]) -> AsyncIterat
         )
         host, port = listener.getsockname()[:2]
         stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes)
-        async with _supervised(stack, settings.server.drain_s):
+        async with _supervised(stack, settings.server.drain_s, say):
             yield stack
 
 
 @contextlib.asynccontextmanager
-async def _supervised(stack: Stack, drain_s: float) -> AsyncIterator[None]:
+async def _supervised(stack: Stack, drain_s: float, say: Callable[[str], None]) -> AsyncIterator[None]:
     stopping = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
             for child in stack.children:
-                group.create_task(_keep(child, stopping))
+                group.create_task(_keep(child, stopping, say))
             try:
                 for child in stack.children:
                     await child.ready.wait()
@@ -126,12 +129,12 @@ async def _supervised(stack: Stack, drain_s: float) -> AsyncIterator[None]:
         raise StartFailed(str(failures.exceptions[0])) from None
 
 
-async def _keep(child: Child, stopping: asyncio.Event) -> None:
+async def _keep(child: Child, stopping: asyncio.Event, say: Callable[[str], None]) -> None:
     """Starts the child again and again until `stopping`."""
     loop, pause = asyncio.get_running_loop(), FIRST_PAUSE_S
     while not stopping.is_set():
         began = loop.time()
-        code = await _run_once(child)
+        code = await _run_once(child, say)
         if stopping.is_set():
             return
         if code == os.EX_CONFIG and not child.was_ready:
@@ -145,7 +148,7 @@ async def _keep(child: Child, stopping: asyncio.Event) -> None:
         pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
-async def _run_once(child: Child) -> int:
+async def _run_once(child: Child, say: Callable[[str], None]) -> int:
     child.starts += 1
     process = await asyncio.create_subprocess_exec(
         *child.argv,
@@ -169,7 +172,7 @@ async def _run_once(child: Child) -> int:
                 child.was_ready = True
                 child.ready.set()
             elif text:
-                logger.info("%s: %s", child.name, text)
+                say(text)
         return await process.wait()
     finally:
         child.ready.clear()

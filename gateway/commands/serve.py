@@ -1,14 +1,12 @@
 """`lorikeet serve`: gateway and runtimes until a signal; `lorikeet runtime`: one runtime alone."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -17,6 +15,9 @@ from gateway.commands.options import AsJson, CommandFailed, Config, DataDir, adm
 from gateway.runtime_config import model_folders, runtime_config
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.supervisor import Stack, StartFailed, run_stack, until_signal
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 DEV_ACCOUNT = "development"
 DEV_TOKEN = "lorikeet serve --dev"  # noqa: S105 - the name of the token, not the token
@@ -31,7 +32,11 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve the gateway and one runtime per configured base. Stop with Ctrl-C or SIGTERM."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING if as_json else logging.INFO,
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
     settings = _override(settings_of(config, data_dir), host, port)
     folders = model_folders(settings)
     if not folders:
@@ -60,12 +65,12 @@ def _override(settings: Settings, host: str | None, port: int | None) -> Setting
 
 
 async def _serve(settings: Settings, folders: dict[str, Path], dev: bool, as_json: bool) -> None:
-    with _starting(sorted(folders), quiet=as_json) as started:
-        async with run_stack(settings, folders) as stack:
+    with _starting(sorted(folders), quiet=as_json) as status:
+        async with run_stack(settings, folders, status.update) as stack:
             token = await _development_token(settings) if dev else None
-            started()
+            status.stop()
             _announce(stack, sorted(folders), token, as_json)
-            await until_signal(lambda: print("stopping ...", file=sys.stderr))
+            await until_signal(lambda: None if as_json else print("stopping ...", file=sys.stderr))
 
 
 async def _development_token(settings: Settings) -> tuple[str, str]:
@@ -80,14 +85,11 @@ async def _development_token(settings: Settings) -> tuple[str, str]:
         return account.id, secret
 
 
-@contextlib.contextmanager
-def _starting(models: list[str], *, quiet: bool) -> Iterator[Callable[[], None]]:
+def _starting(models: list[str], *, quiet: bool) -> "Status":
     from rich.console import Console
     from rich.status import Status
 
-    status = Status(f"loading {', '.join(models)}", console=Console(stderr=True, quiet=quiet))
-    with status:
-        yield status.stop
+    return Status(f"loading {', '.join(models)}", console=Console(stderr=True, quiet=quiet))
 
 
 def _announce(stack: Stack, models: list[str], token: tuple[str, str] | None, as_json: bool) -> None:

@@ -79,13 +79,14 @@ async def _tell(console: Console, checks: Checks, served: Served, folder: Path) 
 
 
 def _spread(questions: list[dict[str, Any]], adapters: list[str]) -> list[dict[str, Any]]:
-    """A few questions such that every column has answers to check: most-covering first, then one per adapter."""
-    chosen = sorted(questions, key=lambda item: -len(item["answers"]))[: NUM_QUESTIONS // 2]
-    for name in adapters * NUM_QUESTIONS:
-        if len(chosen) >= NUM_QUESTIONS:
-            break
-        chosen += [q for q in questions if name in q["answers"] and q not in chosen][:1]
-    return chosen
+    """A few questions: for each adapter two where it differs from the base, then others, evenly spread."""
+    chosen: list[dict[str, Any]] = []
+    for name in adapters:
+        shows = [q for q in questions if name in q["answers"] and q["answers"][name] != q["answers"].get("base")]
+        chosen += [q for q in (*shows[:1], *shows[-1:]) if q not in chosen]
+    others = [q for q in questions if q not in chosen]
+    missing = max(NUM_QUESTIONS - len(chosen), 0)
+    return chosen + [others[index * len(others) // max(missing, 1)] for index in range(missing)]
 
 
 async def _accounts_and_adapters(scene: Scene, http: httpx.AsyncClient) -> None:
