@@ -59,7 +59,7 @@ async def test_a_bug_says_nothing_about_the_inside(stack: Stack, caplog: pytest.
     async def broken(*_: Any) -> Any:
         raise RuntimeError("secret inside")
 
-    stack.services.accounts.authenticate = broken  # type: ignore[method-assign]
+    stack.services.accounts.authenticate = broken  # type: ignore[method-assign, assignment]
     answer = await stack.client.get(stack.url("/ai/v1/models"))
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (500, 7500)
     assert "secret" not in answer.text
@@ -86,8 +86,7 @@ async def test_storage_that_fails_is_a_503(stack: Stack, caplog: pytest.LogCaptu
         raise DatabaseUnavailable("disk /dev/sda1 is on fire")
 
     caplog.set_level(logging.CRITICAL)
-    for method in ("authenticate",):
-        stack.services.accounts.__dict__[method] = broken
+    stack.services.accounts.authenticate = broken  # type: ignore[method-assign, assignment]
     answer = await stack.post(RUN, {"prompt": "x"})
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (503, 7011)
     assert int(answer.headers["retry-after"]) >= 1
@@ -98,7 +97,7 @@ async def test_storage_that_fails_while_a_lora_is_resolved(stack: Stack) -> None
     async def broken(*_: Any) -> Any:
         raise DatabaseUnavailable("disk /dev/sda1 is on fire")
 
-    stack.services.finetunes.resolve = broken  # type: ignore[method-assign]
+    stack.services.finetunes.resolve = broken  # type: ignore[method-assign, assignment]
     answer = await stack.post(RUN, {"prompt": "x", "lora": "y"})
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (503, 7011)
     assert "cf-aig-log-id" in answer.headers

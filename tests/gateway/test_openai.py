@@ -56,7 +56,8 @@ async def test_a_completion(stack: Stack, client: openai.AsyncOpenAI) -> None:
 
 
 async def test_a_stream_with_and_without_usage(stack: Stack, client: openai.AsyncOpenAI) -> None:
-    for options in (None, {"include_usage": True}):
+    both: list[Any] = [None, {"include_usage": True}]
+    for options in both:
         stream: Any = await client.chat.completions.create(
             model=DEMO_MODEL, messages=HELLO, stream=True, stream_options=options, max_completion_tokens=2
         )

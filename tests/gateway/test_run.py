@@ -96,7 +96,7 @@ async def test_the_body_wins_over_the_query(stack: Stack) -> None:
 
 
 async def test_nulls_unknown_fields_and_texts_for_booleans(stack: Stack) -> None:
-    body = {
+    body: dict[str, Any] = {
         "prompt": "a b",
         "messages": None,
         "lora": None,

@@ -1,0 +1,223 @@
+"""The runtime backend: on a real runtime process with the demo model, and on a scripted one for what goes wrong."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway import errors
+from gateway.backends.runtime import RuntimeBackend
+from gateway.demo import BASE_FOLDER
+from gateway.messages import Message, ResolvedAdapter
+from gateway.text.tokenizer import Tokenizer
+from runtime.client import RuntimeClient
+from tests.gateway.backends.conformance import Conformance, Harness, answer, resolved, text_of
+from tests.gateway.backends.runtime_process import TOKEN, runtime_process
+from tests.gateway.backends.scripted_runtime import EOS, Said, ScriptedRuntime, failure
+
+DEMO = Tokenizer.from_folder(BASE_FOLDER)
+WINDOW = 200
+ADAPTER = ResolvedAdapter("f-1", "gulls", "d" * 64, "adapters/x", 10, 8)
+
+
+def backend_of(client: RuntimeClient, window: int = WINDOW, restart_wait_s: float = 5.0) -> RuntimeBackend:
+    return RuntimeBackend(client, DEMO, context_window=window, restart_wait_s=restart_wait_s, request_timeout_s=30.0)
+
+
+@pytest.fixture(scope="module")
+def runtime_socket() -> Iterator[Path]:
+    with runtime_process() as path:
+        yield path
+
+
+class TestRuntime(Conformance):
+    @pytest.fixture
+    async def harness(self, runtime_socket: Path) -> AsyncIterator[Harness]:
+        async with RuntimeClient(
+            socket_path=runtime_socket, token=TOKEN, gateway_id="g", ping_interval_s=0.02
+        ) as client:
+            info = await client.wait_ready(10)
+
+            async def idle() -> None:
+                deadline = time.monotonic() + 20
+                while (stats := client.stats) is None or stats.running or stats.waiting:
+                    assert time.monotonic() < deadline, stats
+                    await asyncio.sleep(0.02)
+
+            window = min(WINDOW, info.max_sequence_tokens)
+            yield Harness(backend_of(client, window), "Which hall opens at noon and closes last?", window, idle)
+
+
+@asynccontextmanager
+async def scripted(tmp_path: Path, *said: Said, **more: Any) -> AsyncIterator[tuple[ScriptedRuntime, RuntimeBackend]]:
+    runtime = ScriptedRuntime(lambda _: said)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(runtime.listening(tmp_path / "s"))
+        client = await stack.enter_async_context(
+            RuntimeClient(socket_path=tmp_path / "s", gateway_id="g", ping_interval_s=0.02)
+        )
+        await client.wait_ready(5)
+        yield runtime, backend_of(client, **more)
+
+
+def words(text: str) -> list[int]:
+    return DEMO.encode_text(text)
+
+
+async def test_split_characters_over_the_whole_path(tmp_path: Path) -> None:
+    text = "A 🦜 and 你好 at noon"
+    async with scripted(tmp_path, *words(text), EOS) as (_, backend):
+        chunks = await answer(backend, resolved("x"))
+        assert text_of(chunks) == text
+        assert not any("\ufffd" in chunk.text for chunk in chunks)
+        assert chunks[-1].finish_reason == "stop"
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.cached_tokens == 1
+        assert chunks[-1].timing is not None
+        assert chunks[-1].timing.batch_rows == 3
+
+
+async def test_a_stop_string_aborts_the_sequence(tmp_path: Path) -> None:
+    never = asyncio.Event()
+    async with scripted(tmp_path, *words("one two three"), never) as (runtime, backend):
+        chunks = await answer(backend, resolved("x", stop=("o th",)))
+        assert text_of(chunks) == "one tw"
+        assert chunks[-1].usage is not None
+        assert 0 < chunks[-1].usage.completion_tokens <= len(words("one two three"))
+        assert chunks[-1].usage.prompt_tokens == len(runtime.submitted[0].token_ids)
+        await runtime.until(lambda: bool(runtime.aborted))
+
+
+async def test_what_the_runtime_is_told(tmp_path: Path) -> None:
+    async with scripted(tmp_path, EOS) as (runtime, backend):
+        request = resolved("hello", max_tokens=7)
+        sampling = msgspec.structs.replace(
+            request.request.sampling, top_k=5, top_p=0.5, seed=9, repetition_penalty=1.5, frequency_penalty=-1.0
+        )
+        request = msgspec.structs.replace(
+            request,
+            adapter=ADAPTER,
+            traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+            request=msgspec.structs.replace(request.request, sampling=sampling),
+        )
+        await answer(backend, request)
+        submit = runtime.submitted[0]
+        assert submit.token_ids == tuple(DEMO.encode_messages([Message("user", "hello")]))
+        assert (submit.account_id, submit.traceparent) == ("a" * 32, request.traceparent)
+        assert submit.adapter is not None
+        assert (submit.adapter.digest, submit.adapter.object_key) == (ADAPTER.digest, ADAPTER.object_key)
+        told = submit.sampling
+        assert (told.max_tokens, told.top_k, told.top_p, told.seed) == (7, 5, 0.5, 9)
+        assert (told.repetition_penalty, told.frequency_penalty, told.presence_penalty) == (1.5, -1.0, 0.0)
+        assert EOS in told.stop_token_ids
+        assert submit.timeout_s == 30.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        ("overloaded", errors.OverCapacity, "Capacity temporarily exceeded"),
+        ("adapter_missing", errors.FinetuneNotFound, "upload it again"),
+        ("adapter_corrupt", errors.InternalError, "damaged"),
+        ("adapter_too_large", errors.BadInput, "cannot be served"),
+        ("adapter_unavailable", errors.StorageUnavailable, "cannot be read"),
+        ("too_long", errors.ContextExceeded, "because of too_long"),
+        ("timeout", errors.RequestTimeout, "in time"),
+        ("internal", errors.InternalError, "try again"),
+    ],
+)
+async def test_failures_are_typed(tmp_path: Path, kind: Any, error: type[Exception], said: str) -> None:
+    async with scripted(tmp_path, *words("one"), failure(kind, 7.0)) as (_, backend):
+        with pytest.raises(error, match=said) as caught:
+            await answer(backend, msgspec.structs.replace(resolved("x"), adapter=ADAPTER))
+        if kind in ("internal", "adapter_corrupt", "adapter_unavailable", "overloaded", "timeout"):
+            assert "/srv/secret" not in str(caught.value)
+        if kind in ("overloaded", "adapter_unavailable"):
+            assert isinstance(caught.value, errors.LorikeetError)
+            assert caught.value.retry_after_s == 7.0
+
+
+async def test_a_runtime_that_dies_in_the_middle(tmp_path: Path) -> None:
+    async with scripted(tmp_path, *words("one"), "hang up") as (_, backend):
+        heard: list[str] = []
+
+        async def listen() -> None:
+            async with aclosing(backend.generate(resolved("x"))) as chunks:
+                async for chunk in chunks:
+                    heard.append(chunk.text)  # noqa: PERF401 - what came before the error counts
+
+        with pytest.raises(errors.RuntimeUnavailable) as caught:
+            await listen()
+        assert caught.value.retry_after_s
+        assert "".join(heard) in ("", "one")
+
+
+async def test_a_restarting_runtime_is_waited_for(tmp_path: Path) -> None:
+    runtime = ScriptedRuntime(lambda _: [*words("back"), EOS])
+    async with RuntimeClient(socket_path=tmp_path / "s", gateway_id="g") as client:
+        backend = backend_of(client)
+        assert backend.ready() is not None
+        early = asyncio.ensure_future(answer(backend, resolved("x")))
+        async with runtime.listening(tmp_path / "s"):
+            assert text_of(await early) == "back"
+            assert backend.ready() is None
+
+
+async def test_a_runtime_that_never_comes(tmp_path: Path) -> None:
+    async with RuntimeClient(socket_path=tmp_path / "s", gateway_id="g") as client:
+        with pytest.raises(errors.RuntimeUnavailable, match="down or restarting") as caught:
+            await answer(backend_of(client, restart_wait_s=0.05), resolved("x"))
+        assert caught.value.retry_after_s
+
+
+async def test_reject_if_busy(tmp_path: Path) -> None:
+    async with scripted(tmp_path, EOS) as (runtime, backend):
+        request = resolved("x", reject_if_busy=True)
+        await answer(backend, request)
+        runtime.stats = msgspec.structs.replace(runtime.stats, waiting=3)
+
+        async def until_rejected() -> None:
+            while True:  # the statistics come with the next pong
+                await answer(backend, request)
+
+        async with asyncio.timeout(5):
+            with pytest.raises(errors.OverCapacity):
+                await until_rejected()
+
+
+async def test_a_template_that_refuses(tmp_path: Path) -> None:
+    async with scripted(tmp_path, EOS) as (runtime, backend):
+        request = resolved("x")
+        messages = (Message("tool", "x"),)
+        request = msgspec.structs.replace(request, request=msgspec.structs.replace(request.request, messages=messages))
+        with pytest.raises(errors.BadInput, match="roles are system, user and assistant"):
+            await answer(backend, request)
+        assert runtime.submitted == []
+
+
+async def test_a_long_prompt_does_not_hold_up_the_loop(tmp_path: Path) -> None:
+    """Encoding a few hundred kilobytes takes far longer than the loop may stand still."""
+    async with scripted(tmp_path, EOS) as (_, backend):
+        worst = 0.0
+        done = False
+
+        async def watch() -> None:
+            nonlocal worst
+            while not done:
+                before = time.monotonic()
+                await asyncio.sleep(0.001)
+                worst = max(worst, time.monotonic() - before)
+
+        watching = asyncio.ensure_future(watch())
+        with pytest.raises(errors.ContextExceeded):
+            await answer(backend, resolved("word " * 2000))
+        with pytest.raises(errors.ContextExceeded):
+            await answer(backend, resolved("é" * 5_000_000))
+        done = True
+        await watching
+        assert worst < 0.2
