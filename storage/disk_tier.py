@@ -101,11 +101,8 @@ class DiskTier:
         finally:
             if not kept:
                 self.ledger.remove(digest)
-                await self._unlink([digest])  # a cancellation may have come just after the rename
-            try:
-                await self._threads.run(file.discard)
-            except OSError:
-                self.failures += 1  # the next start sweeps it
+                failures = await self._names.run(self._give_up, file, digest)
+                self.failures += failures
         self.refused += not kept
         return kept
 
@@ -145,7 +142,8 @@ class DiskTier:
 
     async def _unlink(self, digests: list[str]) -> None:
         if digests:
-            self.failures += await self._names.run(self._remove, digests)
+            failures = await self._names.run(self._remove, digests)
+            self.failures += failures
 
     def _scan(self) -> list[tuple[str, int]]:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -193,6 +191,14 @@ class DiskTier:
         finally:
             os.close(fd)
         return data
+
+    def _give_up(self, file: NewFile, digest: str) -> int:
+        """Both names, since a cancellation may come just after the rename."""
+        try:
+            file.discard()
+        except OSError:
+            return 1  # the next start sweeps it
+        return self._remove([digest])
 
     def _remove(self, digests: list[str]) -> int:
         failures = 0
