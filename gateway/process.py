@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from gateway.admin import admin_app
 from gateway.app import build_app
+from gateway.commands.options import log_to_stderr
 from gateway.data_dir import DataDir
 from gateway.errors import StorageUnavailable
 from gateway.gateway_config import GatewayConfig
@@ -120,9 +121,7 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Reads the configuration and serves; exit code 78 (EX_CONFIG) when it cannot be used."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    for chatty in ("uvicorn.error", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log_to_stderr(logging.INFO)
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=GatewayConfig)
 
     async def serve() -> None:

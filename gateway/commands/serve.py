@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from gateway.commands.options import AsJson, CommandFailed, Config, DataDir, admin, print_json, settings_of
+from gateway.commands.options import (
+    AsJson,
+    CommandFailed,
+    Config,
+    DataDir,
+    admin,
+    log_to_stderr,
+    print_json,
+    settings_of,
+)
 from gateway.runtime_config import model_folders, runtime_config
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.supervisor import Stack, StartFailed, run_stack, until_signal
@@ -32,11 +41,7 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve the gateway and one runtime per configured base. Stop with Ctrl-C or SIGTERM."""
-    logging.basicConfig(
-        level=logging.WARNING if as_json else logging.INFO,
-        stream=sys.stderr,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(logging.WARNING if as_json else logging.INFO)
     settings = _override(settings_of(config, data_dir), host, port)
     folders = model_folders(settings)
     if not folders:

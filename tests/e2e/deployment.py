@@ -66,10 +66,11 @@ class Caller:
         """Everything of the account lies below."""
         return f"{self.url}/client/v4/accounts/{self.account_id}"
 
-    def http(self, **options: Any) -> httpx.Client:
+    def http(self, **headers: str) -> httpx.Client:
         """A client below the account's root."""
-        headers = {"Authorization": f"Bearer {self.token}"}
-        return httpx.Client(base_url=self.root, headers=headers, timeout=60, **options)
+        return httpx.Client(
+            base_url=self.root, headers={"Authorization": f"Bearer {self.token}", **headers}, timeout=60
+        )
 
     def upload(self, name: str, folder: Path) -> str:
         """Creates a finetune from a PEFT folder; its id."""

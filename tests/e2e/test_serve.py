@@ -180,8 +180,7 @@ def test_one_trace_spans_both_processes(tmp_path: Path) -> None:
     ):
         caller = deployment.account("traced")
         trace_id = "0af7651916cd43dd8448eb211c80319c"
-        with caller.http(headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}) as http:
-            http.headers["Authorization"] = f"Bearer {caller.token}"
+        with caller.http(traceparent=f"00-{trace_id}-b7ad6b7169203331-01") as http:
             assert http.post(f"/ai/run/{MODEL}", json={"prompt": QUESTION}).status_code == 200
         services = collector.wait_for(trace_id, num_services=2)
         assert services == {"lorikeet-gateway", "lorikeet-runtime"}
