@@ -51,12 +51,12 @@ from storage.objects.s3 import S3Objects
 logger = logging.getLogger(__name__)
 
 ROWS: Final[tuple[ApiRoute | PublicRoute, ...]] = (
+    *run.ROUTES,  # the busiest first: the table is searched from the top
+    *openai.ROUTES,
     *health.ROUTES,
     *identity.ROUTES,
     *models.ROUTES,
     *finetunes.ROUTES,
-    *run.ROUTES,
-    *openai.ROUTES,
     *logs.ROUTES,
 )
 

@@ -73,8 +73,14 @@ class TableRoute(Route):
 
 
 def build_routes(rows: Sequence[ApiRoute | PublicRoute]) -> list[TableRoute]:
-    """One route per row; where several could match, the one with more fixed text in its path is tried first."""
-    return [TableRoute(row) for row in sorted(rows, key=_openness)]
+    """One route per row, tried in the table's order. Raises ValueError for a row that an earlier one would shadow."""
+    routes: list[TableRoute] = []
+    for row in rows:
+        for earlier in routes:
+            if earlier.row.method == row.method and earlier.path_regex.match(row.path):
+                raise ValueError(f"{row.path} can never be reached: {earlier.row.path} stands before it")
+        routes.append(TableRoute(row))
+    return routes
 
 
 def read_secret(headers: Headers) -> str:
@@ -95,7 +101,3 @@ def read_secret(headers: Headers) -> str:
     if scheme.lower() != "bearer" or not secret.strip():
         raise AuthenticationFailed
     return secret.strip()
-
-
-def _openness(row: ApiRoute | PublicRoute) -> tuple[bool, int]:
-    return ":path}" in row.path, row.path.count("{")

@@ -2,22 +2,29 @@
 
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gateway.app import ROWS
-from gateway.authorize import Guarded, Open, TableRoute
+from gateway.authorize import Guarded, Open, TableRoute, build_routes
 from gateway.routes import PERMISSIONS, ApiRoute, PublicRoute, allows
+from gateway.services import Services
 from tests.gateway.stack import Stack, open_stack
 
 API = [row for row in ROWS if isinstance(row, ApiRoute)]
 OTHER = {"GET": "DELETE", "POST": "PUT", "PATCH": "PUT", "DELETE": "PUT", "PUT": "PATCH"}
 
 
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path) as opened:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """One for the whole file: nothing here leaves anything behind."""
+    async with open_stack(tmp_path_factory.mktemp("stack")) as opened:
         yield opened
 
 
@@ -46,13 +53,23 @@ async def test_the_app_has_no_other_routes(stack: Stack) -> None:
         assert isinstance(route.app, Guarded if isinstance(route.row, ApiRoute) else Open)
 
 
-def test_rows_are_sound() -> None:
+async def test_rows_are_sound() -> None:
     assert len({(row.method, row.path) for row in ROWS}) == len(ROWS)
     public = [row.path for row in ROWS if isinstance(row, PublicRoute)]
     assert public == ["/healthz", "/readyz"]
     for row in API:
         if row.permission != "any_token":
             assert row.path.startswith("/client/v4/accounts/{account_id}/"), name(row)
+
+
+async def test_a_row_that_cannot_be_reached_stops_the_start() -> None:
+    async def handler(request: Request, services: Services) -> Response:
+        raise AssertionError
+
+    rows = [PublicRoute("GET", "/a/{id}", handler), PublicRoute("GET", "/a/list", handler)]
+    with pytest.raises(ValueError, match="/a/list can never be reached"):
+        build_routes(rows)
+    build_routes(rows[::-1])
 
 
 @pytest.mark.parametrize("row", API, ids=name)
