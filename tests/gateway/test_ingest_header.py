@@ -134,6 +134,7 @@ def test_no_allocation_follows_a_number_in_the_file() -> None:
 
 
 ITEM = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1, "F8_E4M3": 1, "X9": 1}
+good_names = st.sampled_from(["a", "b", "a.b", "a-1", "lora_A.weight", "A_0.b_1"])
 names = st.sampled_from(["a", "b", "a.b", "__metadata__", "../x", "é", "x\0", "a-1", "\ud800", "lora_A.weight"])
 numbers = st.one_of(
     st.integers(-2, 40), st.sampled_from([2**31, 2**62, 2**63, 2**64]), st.booleans(), st.floats(0, 9), st.none()
@@ -157,8 +158,8 @@ def nearly_good_files(draw: st.DrawFn) -> bytes:
     """A file that is right but for, perhaps, one or two changes: both sides of every rule's edge are near."""
     header: dict[str, Any] = {}
     offset = 0
-    for name in draw(st.lists(names, max_size=4, unique=True)):
-        dtype = draw(st.sampled_from(list(ITEM)))
+    for name in draw(st.lists(good_names, max_size=4, unique=True)):
+        dtype = draw(st.sampled_from(list(ITEM)[:-1]))
         shape = draw(st.lists(st.integers(0, 4), max_size=3))
         size = ITEM[dtype]
         for side in shape:
@@ -167,10 +168,12 @@ def nearly_good_files(draw: st.DrawFn) -> bytes:
         offset += size
     if draw(st.booleans()):
         header["__metadata__"] = draw(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2))
-    for _ in range(draw(st.integers(0, 2))):
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         header[draw(names)] = draw(wild_entry)
     text = json.dumps(header, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
-    text = draw(st.sampled_from([text, text + b"  ", text.replace(b"[0,", b"[-0,"), text.replace(b": 1", b": 1.0")]))
+    text = draw(
+        st.sampled_from([text, text, text, text + b"  ", text.replace(b"[0,", b"[-0,"), text.replace(b": 1", b": 1.0")])
+    )
     data = bytes(max(0, offset + draw(st.sampled_from([0, 0, 0, 1, -1]))))
     length = len(text) + draw(st.sampled_from([0, 0, 0, 0, 1, -1, 2**40]))
     return max(0, length).to_bytes(8, "little") + text + data
