@@ -143,15 +143,13 @@ class RuntimeClient:
         Close the generator (`contextlib.aclosing`) when the caller goes away: that aborts the sequence. Outputs that
         nobody has taken yet are merged into one.
         """
-        if len(self._streams) >= self._max_streams:
-            failure = Failure("overloaded", f"{self._max_streams} sequences are open on this gateway", 1.0)
-            yield SequenceOutput(sequence_id=0, finish_reason="error", failure=failure)
-            return
         writer = self._connected()
         sequence_id = next(self._ids)
-        frame = encode(
-            Submit(sequence_id, account_id, tuple(token_ids), sampling, adapter, traceparent, timeout_s),
-        )
+        request = Submit(sequence_id, account_id, tuple(token_ids), sampling, adapter, traceparent, timeout_s)
+        frame = self._acceptable(request)
+        if isinstance(frame, Failure):
+            yield SequenceOutput(sequence_id=sequence_id, finish_reason="error", failure=frame)
+            return
         stream = self._streams[sequence_id] = Stream()
         try:
             writer.write(frame)
@@ -178,6 +176,18 @@ class RuntimeClient:
     def adapter_status(self, digest: str) -> AdapterStatus | None:
         """The latest news of an adapter; None when there was none, or too long ago."""
         return self._statuses.get(digest)
+
+    def _acceptable(self, request: Submit) -> bytes | Failure:
+        """The frame, or why it is not worth sending."""
+        if len(self._streams) >= self._max_streams:
+            return Failure("overloaded", f"{self._max_streams} sequences are open on this gateway", 1.0)
+        limit = 0 if self.model is None else self.model.max_sequence_tokens
+        if len(request.token_ids) >= limit:
+            return Failure("too_long", f"the prompt has {len(request.token_ids)} tokens; the model takes {limit}")
+        try:
+            return encode(request)
+        except ProtocolError as error:
+            return Failure("too_long", str(error))
 
     def _connected(self) -> asyncio.StreamWriter:
         if self._writer is None or not self.ready:

@@ -1,0 +1,290 @@
+"""The gateway's end: streams, aborts, lost and hung runtimes, reconnects."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from runtime.client import RuntimeClient, RuntimeLost
+from runtime.protocol import SequenceOutput
+from runtime.stream import Stream
+from tests.runtime.fakes import MODEL, answer, ref, submit
+from tests.runtime.serving import TOKEN, ask, sampling, serving
+
+
+async def test_ready_tells_the_model(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running:
+        client = running.client()
+        assert (client.ready, client.problem) == (False, "not connected yet")
+        async with client:
+            assert await client.wait_ready(5) == MODEL
+            assert (client.ready, client.problem, client.model) == (True, None, MODEL)
+        assert (client.ready, client.problem) == (False, "the client is closed")
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    async with RuntimeClient(socket_path=tmp_path / "none", token=TOKEN, gateway_id="g") as client:
+        with pytest.raises(RuntimeLost, match="no runtime within"):
+            await client.wait_ready(0.2)
+        with pytest.raises(RuntimeLost, match="does not answer"):
+            await ask(client)
+        await client.prefetch(ref("x"))
+        await client.forget("x")
+
+
+async def test_a_wrong_token_is_a_problem_with_a_reason(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client(token="wrong") as client:
+        with pytest.raises(RuntimeLost, match="wrong token"):
+            await client.wait_ready(0.3)
+        assert "wrong token" in (client.problem or "")
+
+
+async def test_closing_the_iterator_aborts_and_frees(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        async with contextlib.aclosing(
+            client.submit(account_id="a", token_ids=[1, 2], sampling=sampling(250))
+        ) as outputs:
+            await anext(outputs)
+            running.runner.gate.clear()
+        running.runner.gate.set()
+        stats = await running.until(running=0, free_blocks=256)
+        assert stats.generated_tokens < 250
+        assert not client._streams
+
+
+async def test_a_cancelled_reader_aborts_and_frees(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        running.runner.gate.clear()
+        task = asyncio.create_task(ask(client, sampling=sampling(250)))
+        while not running.service._live():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        running.runner.gate.set()
+        await running.until(running=0, free_blocks=256)
+
+
+async def test_a_vanished_runtime_ends_every_waiting_stream_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path, drain_s=0.0) as running, running.client() as client:
+        await client.wait_ready(5)
+        running.runner.gate.clear()
+        tasks = [asyncio.create_task(ask(client, sampling=sampling(250, seed))) for seed in range(8)]
+        while running.service._live() < 8:
+            await asyncio.sleep(0.001)
+        began = asyncio.get_running_loop().time()
+        for connection in running.service._connections.values():
+            connection.cut("planted")
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert asyncio.get_running_loop().time() - began < 1.0
+        assert all(isinstance(result, RuntimeLost) for result in results)
+        running.runner.gate.set()
+        # It connects again by itself, and the next answer is right.
+        await client.wait_ready(5)
+        tokens, _ = await ask(client)
+        assert tokens == answer(submit(1))
+        await running.until(running=0, waiting=0, free_blocks=256)
+
+
+async def test_a_restarted_runtime_is_found_again(tmp_path: Path) -> None:
+    client = RuntimeClient(socket_path=tmp_path / "run" / "r.sock", token=TOKEN, gateway_id="g")
+    async with client:
+        for _ in range(2):
+            async with serving(tmp_path) as running:
+                await client.wait_ready(10)
+                tokens, _ = await ask(client)
+                assert tokens == answer(submit(1))
+                assert running.service._live() == 0
+            async with asyncio.timeout(5):
+                while client.ready:
+                    await asyncio.sleep(0.001)
+
+
+async def test_a_hung_engine_is_noticed_and_told(tmp_path: Path) -> None:
+    hung = asyncio.Event()
+    async with (
+        serving(tmp_path) as running,
+        running.client(ping_interval_s=0.05, on_hung=hung.set) as client,
+    ):
+        await client.wait_ready(5)
+        running.runner.gate.clear()
+        with pytest.raises(RuntimeLost, match="answered none of 3 pings"):
+            await ask(client)
+        assert hung.is_set()
+        running.runner.gate.set()
+        await client.wait_ready(5)
+        tokens, _ = await ask(client)
+        assert tokens == answer(submit(1))
+
+
+async def test_a_frozen_process_is_noticed_before_it_says_welcome(tmp_path: Path) -> None:
+    hung, silent = asyncio.Event(), tmp_path / "silent.sock"
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_unix_server(accept, str(silent))
+    async with (
+        server,
+        RuntimeClient(
+            socket_path=silent, token=TOKEN, gateway_id="g", connect_timeout_s=0.05, on_hung=hung.set
+        ) as client,
+    ):
+        async with asyncio.timeout(5):
+            await hung.wait()
+        assert not client.ready
+
+
+async def test_stats_come_with_the_heartbeat(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client(ping_interval_s=0.02) as client:
+        await client.wait_ready(5)
+        async with asyncio.timeout(5):
+            while client.stats is None:
+                await asyncio.sleep(0.001)
+        assert client.stats.total_blocks == 256
+
+
+async def test_streams_are_bounded(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client(max_streams=1) as client:
+        await client.wait_ready(5)
+        running.runner.gate.clear()
+        task = asyncio.create_task(ask(client))
+        while not running.service._live():
+            await asyncio.sleep(0.001)
+        _, refused = await ask(client)
+        assert refused.failure is not None
+        assert refused.failure.kind == "overloaded"
+        running.runner.gate.set()
+        assert (await task)[0] == answer(submit(1))
+
+
+async def test_an_adapters_way_through_the_tiers_is_told(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        adapter = await running.upload(0.5)
+        tokens, last = await ask(client, adapter=adapter)
+        assert tokens == answer(submit(1, adapter=adapter))
+        assert last.timing is not None
+        assert last.timing.adapter_source == "object"
+        status = client.adapter_status(adapter.digest)
+        assert status is not None
+        assert status.resident == "device"
+        assert [visit.tier for visit in status.visits] == ["object", "disk", "memory", "device"]
+        _, last = await ask(client, adapter=adapter)
+        assert last.timing is not None
+        assert last.timing.adapter_source == "device"
+        # A gateway that connects later is told what is there.
+        async with running.client(gateway_id="late") as late:
+            await late.wait_ready(5)
+            async with asyncio.timeout(5):
+                while late.adapter_status(adapter.digest) is None:
+                    await asyncio.sleep(0.001)
+
+
+async def test_prefetch_brings_an_adapter_to_memory(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        adapter = await running.upload(0.5)
+        await client.prefetch(adapter)
+        async with asyncio.timeout(5):
+            while (status := client.adapter_status(adapter.digest)) is None:
+                await asyncio.sleep(0.001)
+        assert status.resident == "memory"
+        _, last = await ask(client, adapter=adapter)
+        assert last.finish_reason == "length"
+        status = client.adapter_status(adapter.digest)
+        assert status is not None
+        assert [visit.tier for visit in status.visits] == ["object", "disk", "memory", "device"]
+
+
+async def test_forget_drops_an_adapter_from_every_tier(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        adapter = await running.upload(0.5)
+        await ask(client, adapter=adapter)
+        await running.objects.delete(adapter.object_key)
+        await client.forget(adapter.digest)
+        await running.until(adapters_resident=0)
+        async with asyncio.timeout(5):
+            while (await ask(client, adapter=adapter))[1].failure is None:
+                await asyncio.sleep(0.001)
+        _, last = await ask(client, adapter=adapter)
+        assert last.failure is not None
+        assert last.failure.kind == "adapter_missing"
+
+
+async def test_a_damaged_adapter_fails_its_own_requests_only(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        good, bad = await running.upload(0.5), await running.upload(0.7)
+        path = next(path for path in (tmp_path / "objects").rglob("*") if path.name == bad.digest)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(data)
+        (_, failed), (tokens, _) = await asyncio.gather(ask(client, adapter=bad), ask(client, adapter=good))
+        assert failed.failure is not None
+        assert failed.failure.kind == "adapter_corrupt"
+        assert tokens == answer(submit(1, adapter=good))
+
+
+async def test_a_client_that_closes_ends_its_streams(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running:
+        async with running.client() as client:
+            await client.wait_ready(5)
+            running.runner.gate.clear()
+            task = asyncio.create_task(ask(client, sampling=sampling(250)))
+            while not running.service._live():
+                await asyncio.sleep(0.001)
+        with pytest.raises(RuntimeLost):
+            await task
+        running.runner.gate.set()
+        await running.until(running=0, free_blocks=256)
+
+
+async def test_a_prompt_that_no_frame_can_hold_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        _, last = await ask(client, token_ids=[2**31] * 4_000_000)
+        assert last.failure is not None
+        assert last.failure.kind == "too_long"
+        assert not client._streams
+        tokens, _ = await ask(client)
+        assert tokens == answer(submit(1))
+
+
+def test_an_address_must_be_one() -> None:
+    with pytest.raises(ValueError, match="either"):
+        RuntimeClient(token="t", gateway_id="g")
+
+
+def _output(*tokens: int, reason: str | None = None) -> SequenceOutput:
+    return SequenceOutput(sequence_id=1, token_ids=tokens, finish_reason=reason)  # type: ignore[arg-type]
+
+
+async def test_what_nobody_took_yet_is_merged() -> None:
+    stream = Stream()
+    stream.put(_output(1))
+    stream.put(_output(2, 3))
+    assert (await stream.get()).token_ids == (1, 2, 3)
+    stream.put(_output(4))
+    stream.put(_output(5, reason="stop"))
+    stream.put(_output(6))
+    last = await stream.get()
+    assert (last.token_ids, last.finish_reason) == ((4, 5), "stop")
+
+
+async def test_a_failed_stream_gives_what_it_has_first() -> None:
+    stream = Stream()
+    stream.put(_output(1))
+    stream.fail(RuntimeLost("gone"))
+    stream.put(_output(2))
+    assert (await stream.get()).token_ids == (1,)
+    for _ in range(2):
+        with pytest.raises(RuntimeLost):
+            await stream.get()
