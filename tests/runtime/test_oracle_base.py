@@ -84,7 +84,7 @@ def test_half_precision_stays_near_transformers_in_the_same_precision(
 def test_the_demo_base_gives_the_logits_of_transformers(dtype: str, tolerance: float) -> None:
     model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=getattr(torch, dtype))
     runner = TorchRunner.load(
-        DEMO, device="cpu", dtype=dtype, threads=2, kv_bytes=2**24, block_tokens=16, adapter_rows=8
+        DEMO, device="cpu", dtype=dtype, threads=1, kv_bytes=2**24, block_tokens=16, adapter_rows=8
     )
     jobs = [Job(prompt, num_tokens=4) for prompt in prompts(runner.vocab_size, (60, 7))]
     decode(runner, jobs, block_tokens=16)

@@ -16,7 +16,7 @@ from tests.runtime.oracle import GREEDY, Job, decode, load_runner, make_base, pr
 OPTIONS: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
-    "threads": 2,
+    "threads": 1,
     "kv_bytes": 2**20,
     "block_tokens": 16,
     "adapter_rows": 16,

@@ -30,14 +30,14 @@ def logits_of(*probabilities: float) -> torch.Tensor:
     return torch.tensor([probabilities]).log()
 
 
-def frequencies(logits: torch.Tensor, sampling: SamplingParams, draws: int = 4000) -> dict[int, float]:
+def frequencies(logits: torch.Tensor, sampling: SamplingParams, draws: int = 1500) -> dict[int, float]:
     rows = [row(sampling, seed=seed) for seed in range(draws)]
     counts = Counter(sample(logits.expand(draws, -1), rows))
     return {token: count / draws for token, count in sorted(counts.items())}
 
 
 def close(found: dict[int, float], expected: dict[int, float]) -> bool:
-    return found.keys() == expected.keys() and all(abs(found[key] - expected[key]) < 0.03 for key in expected)
+    return found.keys() == expected.keys() and all(abs(found[key] - expected[key]) < 0.05 for key in expected)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,13 @@ def test_tokens_without_probability_are_never_drawn() -> None:
     assert close(frequencies(logits, SamplingParams(temperature=1.0)), {1: 0.5, 3: 0.5})
 
 
+def test_a_draw_of_zero_takes_the_first_word_that_has_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
+    for draw, token in ((0.0, 1), (0.5, 2), (1 - 2.0**-53, 2), (1.0, 2)):  # 1.0: what rounding may make of the product
+        monkeypatch.setattr("runtime.sampler.uniform", lambda _seed, _position, draw=draw: draw)
+        assert sample(logits, [row(SamplingParams(temperature=1.0))]) == [token]
+
+
 def test_all_words_that_tie_at_the_edge_are_kept() -> None:
     logits = logits_of(0.4, 0.2, 0.2, 0.2)
     assert frequencies(logits, SamplingParams(temperature=1.0, top_k=2)).keys() == {0, 1, 2, 3}
@@ -88,6 +95,8 @@ def test_penalties() -> None:
     assert greedy(frequency_penalty=-4.3) == 3
     assert greedy(frequency_penalty=-4.1, presence_penalty=9.0) == 2  # 3: 4 + 8.2 - 9 = 3.2
     assert greedy(repetition_penalty=0.5) == 2  # below 1 it rewards: 8, 8, -2
+    lower = torch.tensor([[-3.5, -3.0, -9.0, -9.0, -2.0]])
+    assert sample(lower, [row(SamplingParams(temperature=0.0, repetition_penalty=1.6), history=history)]) == [1]
     assert greedy(repetition_penalty=0.0) == 2  # the public range starts at 0; nothing becomes infinite
 
 

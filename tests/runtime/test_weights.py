@@ -126,6 +126,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: write_index(f, {**shard(f), "x": "../model/model-1-of-2.safetensors"}),
         "not a plain file name",
     ),
+    "tensor in two shards": (
+        lambda f: (shard(f), save_file({Q0: torch.ones(1)}, f / "model-1-of-2.safetensors")),
+        f"{Q0} is in two files",
+    ),
     "index is empty": (lambda f: write_index(f, {}, shard(f)), "weight_map"),
     "index holds numbers": (lambda f: write_index(f, {"a": 1}, shard(f)), "weight_map"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
