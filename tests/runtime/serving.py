@@ -57,6 +57,7 @@ class Serving:
     objects: LocalObjects
     stop: asyncio.Event
     task: asyncio.Task[None]
+    address: tuple[str, int] | None
 
     @property
     def socket_path(self) -> Path:
@@ -103,7 +104,9 @@ def _set(loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Stats]", stats
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, *, limits: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Serving]:
+async def serving(
+    folder: Path, *, limits: dict[str, Any] | None = None, tcp: bool = False, **options: Any
+) -> AsyncIterator[Serving]:
     """Starts a service and stops it at the end."""
     runner = GatedRunner(num_blocks=256, num_rows=64)
     runner.gate.set()
@@ -122,19 +125,24 @@ async def serving(folder: Path, *, limits: dict[str, Any] | None = None, **optio
         model_folder="-",
         tier_dir="-",
         objects_root="-",
-        socket_path=str(folder / "run" / "r.sock"),
+        socket_path="" if tcp else str(folder / "run" / "r.sock"),
+        host="127.0.0.1" if tcp else "",
+        token=TOKEN,
     )
     stop, ready = asyncio.Event(), asyncio.Event()
+    address: list[tuple[str, int]] = []
 
     async def run() -> None:
         with bind(config) as listener:
+            if tcp:
+                address.append(listener.getsockname())
             await service.run(listener, stop, ready.set)
 
     task = asyncio.create_task(run())
     try:
         async with asyncio.timeout(10):
             await ready.wait()
-        yield Serving(folder, runner, service, objects, stop, task)
+        yield Serving(folder, runner, service, objects, stop, task, address[0] if tcp else None)
     finally:
         runner.gate.set()
         stop.set()

@@ -258,6 +258,18 @@ async def test_a_prompt_that_no_frame_can_hold_is_refused_and_leaves_nothing(tmp
         assert tokens == answer(submit(1))
 
 
+async def test_tcp_for_gateways_on_other_machines(tmp_path: Path) -> None:
+    async with serving(tmp_path, tcp=True) as running:
+        assert running.address is not None
+        host, port = running.address
+        async with RuntimeClient(host=host, port=port, token=TOKEN, gateway_id="g") as client:
+            await client.wait_ready(5)
+            assert (await ask(client))[0] == answer(submit(1))
+        async with RuntimeClient(host=host, port=port, token="", gateway_id="g") as client:
+            with pytest.raises(RuntimeLost, match="wrong token"):
+                await client.wait_ready(0.2)
+
+
 def test_an_address_must_be_one() -> None:
     with pytest.raises(ValueError, match="either"):
         RuntimeClient(token="t", gateway_id="g")

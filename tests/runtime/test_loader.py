@@ -1,0 +1,185 @@
+"""Storage's answers become the engine's: arrivals, failures of each kind, warm-ups, leases."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from runtime.loader import AdapterLoader, LoadArrived, LoadFailed, LoadResult, LoadWarmed
+from runtime.protocol import AdapterRef
+from storage.errors import (
+    ObjectCorrupt,
+    ObjectMissing,
+    ObjectTooLarge,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
+from storage.tiers import Visit
+from tests.runtime.fakes import ref
+
+
+class Held:
+    """What a fetch returns: bytes that are no packed file, unless a test says so."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = memoryview(data)
+        self.visits = (Visit("disk", 0.0, len(data)), Visit("memory", 0.5, len(data)))
+        self.released = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class FakeTiers:
+    """Answers when its gate is open."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, Exception] = {}
+        self.held: list[Held] = []
+        self.forgotten: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.at_once = self.most_at_once = 0
+
+    async def fetch(self, digest: str, object_key: str, size_bytes: int) -> Held:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self.gate.wait()
+        finally:
+            self.at_once -= 1
+        if digest in self.errors:
+            raise self.errors[digest]
+        self.held.append(Held(b"not a packed file"))
+        return self.held[-1]
+
+    async def forget(self, digest: str) -> None:
+        if digest in self.errors:
+            raise self.errors[digest]
+        self.forgotten.append(digest)
+
+
+class Rig:
+    def __init__(self, **options: int) -> None:
+        self.tiers = FakeTiers()
+        self.results: asyncio.Queue[LoadResult] = asyncio.Queue()
+        self.loader = AdapterLoader(self.tiers, self.results.put_nowait, **options)  # type: ignore[arg-type]
+
+    async def next(self) -> LoadResult:
+        async with asyncio.timeout(5):
+            return await self.results.get()
+
+
+@contextlib.asynccontextmanager
+async def loading(**options: int) -> AsyncIterator[Rig]:
+    rig = Rig(**options)
+    task = asyncio.create_task(rig.loader.run())
+    try:
+        yield rig
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ObjectMissing("secret-bucket/key"), "adapter_missing"),
+        (ObjectCorrupt("secret-bucket/key"), "adapter_corrupt"),
+        (ObjectTooLarge("secret-bucket/key"), "adapter_too_large"),
+        (StorageUnavailable("secret-bucket/key"), "adapter_unavailable"),
+        (StorageFull("secret-bucket/key"), "adapter_unavailable"),
+        (StorageError("secret-bucket/key"), "adapter_unavailable"),
+        (ValueError("secret-bucket/key"), "internal"),
+    ],
+)
+async def test_each_failure_has_its_kind_and_tells_no_places(error: Exception, kind: str) -> None:
+    async with loading() as rig:
+        rig.tiers.errors["x"] = error
+        rig.loader.start(ref("x"))
+        result = await rig.next()
+        assert isinstance(result, LoadFailed)
+        assert result.failure.kind == kind
+        assert "secret" not in result.failure.message
+        assert (result.failure.retry_after_s is not None) == (kind == "adapter_unavailable")
+
+
+async def test_bytes_that_are_no_adapter_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with loading() as rig:
+        rig.loader.start(ref("x"))
+        result = await rig.next()
+        assert isinstance(result, LoadFailed)
+        assert result.failure.kind == "adapter_corrupt"
+        assert [held.released for held in rig.tiers.held] == [1]
+
+
+async def test_a_lease_lasts_until_it_is_released_or_the_loader_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.loader.read_packed", lambda data: "parsed")
+    async with loading() as rig:
+        for name in ("x", "y"):
+            rig.loader.start(ref(name))
+            result = await rig.next()
+            assert isinstance(result, LoadArrived)
+            assert result.way.source == "disk"
+            assert [visit.tier for visit in result.way.visits] == ["disk", "memory"]
+        rig.loader.release("x")
+        assert [held.released for held in rig.tiers.held] == [1, 0]
+    assert [held.released for held in rig.tiers.held] == [1, 1]
+
+
+async def test_a_warm_up_keeps_nothing_and_fails_silently() -> None:
+    async with loading() as rig:
+        rig.tiers.errors["bad"] = ObjectMissing("gone")
+        rig.loader.warm(ref("bad"))
+        rig.loader.warm(ref("x"))
+        result = await rig.next()
+        assert isinstance(result, LoadWarmed)
+        assert result.digest == "x"
+        assert [held.released for held in rig.tiers.held] == [1]
+        assert rig.results.empty()
+
+
+async def test_warm_ups_are_bounded_and_never_stand_before_starts() -> None:
+    async with loading(max_warm=3, num_warmers=1) as rig:
+        rig.tiers.gate.clear()
+        for index in range(10):
+            rig.loader.warm(ref(f"w{index}"))
+            rig.loader.warm(ref(f"w{index}"))
+        assert rig.loader.num_dropped == 14
+        rig.tiers.errors["x"] = ObjectMissing("gone")
+        rig.loader.start(ref("x"))
+        rig.tiers.gate.set()
+        results = [await rig.next() for _ in range(4)]
+        assert {result.digest for result in results} == {"x", "w0", "w1", "w2"}
+
+
+async def test_loads_at_once_are_bounded() -> None:
+    async with loading(num_workers=2) as rig:
+        rig.tiers.gate.clear()
+        for index in range(8):
+            rig.loader.start(AdapterRef(f"x{index}", "k", 1, 8, "f"))
+        while rig.tiers.at_once < 2:
+            await asyncio.sleep(0)
+        rig.tiers.gate.set()
+        for _ in range(8):
+            await rig.next()
+        assert rig.tiers.most_at_once == 2
+
+
+async def test_forget_reaches_the_tiers_and_survives_their_failure() -> None:
+    async with loading() as rig:
+        rig.tiers.errors["bad"] = StorageUnavailable("down")
+        rig.loader.forget("bad")
+        rig.loader.forget("x")
+        async with asyncio.timeout(5):
+            while rig.tiers.forgotten != ["x"]:
+                await asyncio.sleep(0)
