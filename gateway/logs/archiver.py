@@ -25,6 +25,7 @@ from storage.database import Database
 from storage.errors import ObjectCorrupt, ObjectMissing
 from storage.objects.base import ObjectStore
 from storage.tables import log_segments, logs
+from storage.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,13 @@ class Archiver:
     """`add` takes finished segments, `run` works on them one at a time."""
 
     def __init__(
-        self, database: Database, objects: ObjectStore, disk: Disk, scratch: Path, counters: LogCounters
+        self,
+        database: Database,
+        objects: ObjectStore,
+        disk: Disk,
+        scratch: Path,
+        counters: LogCounters,
+        threads: Threads,
     ) -> None:
         """`scratch` is a folder for the file being built; what an earlier process left there is removed."""
         self._database = database
@@ -51,6 +58,7 @@ class Archiver:
         self._disk = disk
         self._scratch = scratch
         self._counters = counters
+        self._threads = threads
         # Unbounded on purpose: an entry stands for a whole segment file, so the disk is full long before.
         self._finished: asyncio.Queue[_Finished] = asyncio.Queue()
 
@@ -82,9 +90,9 @@ class Archiver:
             await self._store(segment_id)
         if damaged:
             with suppress(ObjectMissing):
-                await asyncio.to_thread(self._disk.rename, file_name(segment_id), segment_id + DAMAGED_SUFFIX)
+                await self._threads.run(self._disk.rename, file_name(segment_id), segment_id + DAMAGED_SUFFIX)
         else:
-            await asyncio.to_thread(self._disk.remove, file_name(segment_id))
+            await self._threads.run(self._disk.remove, file_name(segment_id))
         self._counters.bodies_archived += 1
 
     async def _key_of(self, segment_id: str) -> str | None:
@@ -99,11 +107,11 @@ class Archiver:
             num_rows = await self._build(segment_id, path)
             if not num_rows:
                 return
-            size = (await asyncio.to_thread(path.stat)).st_size
+            size = (await self._threads.run(path.stat)).st_size
             key = object_key(segment_id)
-            await self._objects.put(key, _chunks(path), max_bytes=size)
+            await self._objects.put(key, self._chunks(path), max_bytes=size)
         finally:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+            await self._threads.run(path.unlink, missing_ok=True)
         async with self._database.write() as connection:
             await connection.execute(update(log_segments).where(log_segments.c.id == segment_id).values(bodies_key=key))
 
@@ -116,30 +124,30 @@ class Archiver:
                 kept = await self._with_rows(segment_id, records)
                 if kept:
                     if parquet is None:
-                        parquet = await asyncio.to_thread(ParquetBodies, path)
-                    await asyncio.to_thread(parquet.add, kept)
+                        parquet = await self._threads.run(ParquetBodies, path)
+                    await self._threads.run(parquet.add, kept)
                     num_rows += len(kept)
         finally:
             if parquet is not None:
-                await asyncio.to_thread(parquet.close)
+                await self._threads.run(parquet.close)
         return num_rows
 
     async def _records(self, segment_id: str) -> AsyncIterator[list[tuple[int, LogRecord]]]:
         """The readable records of a segment in runs of about a row group."""
         try:
-            seed = await asyncio.to_thread(read_seed, self._disk, segment_id)
-            end = await asyncio.to_thread(self._disk.size, file_name(segment_id))
+            seed = await self._threads.run(read_seed, self._disk, segment_id)
+            end = await self._threads.run(self._disk.size, file_name(segment_id))
         except (ObjectMissing, ObjectCorrupt):
             return
         position = HEADER_BYTES
         while position < end:
-            found = await asyncio.to_thread(
+            found = await self._threads.run(
                 read_frames, self._disk, segment_id, seed, position, end, max_bytes=ROW_GROUP_BYTES
             )
             if not found.frames:
                 return
             position = found.next_offset
-            yield await asyncio.to_thread(_decode, found.frames)
+            yield await self._threads.run(_decode, found.frames)
 
     async def _with_rows(self, segment_id: str, records: list[tuple[int, LogRecord]]) -> list[tuple[int, LogRecord]]:
         """Those whose row still points here: deleted logs and second copies of a record are left out."""
@@ -155,6 +163,14 @@ class Archiver:
                 places.update((await connection.execute(statement)).scalars())
         return [(offset, record) for offset, record in records if offset in places]
 
+    async def _chunks(self, path: Path) -> AsyncIterator[bytes]:
+        file = await self._threads.run(path.open, "rb")
+        try:
+            while chunk := await self._threads.run(file.read, _CHUNK_BYTES):
+                yield chunk
+        finally:
+            await self._threads.run(file.close)
+
 
 def _decode(frames: Sequence[tuple[int, bytes]]) -> list[tuple[int, LogRecord]]:
     records = []
@@ -163,12 +179,3 @@ def _decode(frames: Sequence[tuple[int, bytes]]) -> list[tuple[int, LogRecord]]:
         with suppress(ValueError):
             records.append((offset, decode_record(payload)))
     return records
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
-            yield chunk
-    finally:
-        await asyncio.to_thread(file.close)

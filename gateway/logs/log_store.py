@@ -38,6 +38,7 @@ from gateway.settings import Logs
 from storage.database import Database
 from storage.errors import ObjectCorrupt, ObjectMissing, StorageError
 from storage.objects.base import ObjectStore
+from storage.threads import Threads, finish
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,10 @@ class LogStore:
         self._objects = objects
         self._disk = disk
         self._rows = LogRows(database)
-        self._archiver = Archiver(database, objects, disk, disk.directory / _SCRATCH, self.counters)
-        self._shipper = Shipper(database, disk, self.counters, self._archiver.add)
+        self._threads = Threads(2, "log-copy")
+        scratch = disk.directory / _SCRATCH
+        self._archiver = Archiver(database, objects, disk, scratch, self.counters, self._threads)
+        self._shipper = Shipper(database, disk, self.counters, self._threads, self._archiver.add)
         self._recorder = Recorder(
             writer,
             durability=settings.durability,
@@ -98,6 +101,7 @@ class LogStore:
                     await store._start(found)
                 except BaseException:
                     await store._recorder.aclose()
+                    await store._threads.aclose()
                     raise
             except BaseException:
                 disk.close()
@@ -188,12 +192,18 @@ class LogStore:
 
     async def aclose(self) -> None:
         """Refuses new records, makes the queued ones durable, gives them their rows if that works, and stops."""
-        await self._recorder.aclose()
-        if not await self._shipper.passed(self._recorder.written, _DRAIN_S):
-            logger.warning("log rows are behind; the next start makes them from the segments")
+        try:
+            await finish(self._recorder.aclose())
+            if not await self._shipper.passed(self._recorder.written, _DRAIN_S):
+                logger.warning("log rows are behind; the next start makes them from the segments")
+        finally:
+            await finish(self._stop())
+
+    async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._threads.aclose()
         self._disk.close()
 
     async def _catch_up(self) -> None:

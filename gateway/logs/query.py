@@ -94,7 +94,8 @@ class LogRows:
                              logs.c.created_at <= started)  # fmt: skip
                 if last is not None:
                     later = and_(logs.c.created_at == last[0], logs.c.id > last[1])
-                    where = and_(where, or_(logs.c.created_at > last[0], later))
+                    # The plain bound says nothing new, but it is the one that an index can begin at.
+                    where = and_(where, logs.c.created_at >= last[0], or_(logs.c.created_at > last[0], later))
                 rows = select(logs).where(where).order_by(logs.c.created_at, logs.c.id).limit(_WALK_ROWS)
                 found = (await connection.execute(rows)).mappings().all()
             for row in found:

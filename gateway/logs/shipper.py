@@ -23,10 +23,13 @@ from gateway.logs.segment import HEADER_BYTES, Location, read_frames, read_seed
 from storage.database import Database
 from storage.errors import ObjectCorrupt, ObjectMissing
 from storage.tables import log_segments, logs
+from storage.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-_BATCH_BYTES: Final = 2 * 1024 * 1024
+_BATCH_BYTES: Final = 1024 * 1024
+# SQLAlchemy prepares the rows of a statement in the event loop: few at a time, so that streams do not stutter.
+_STATEMENT_ROWS: Final = 40
 # Rows are gathered this long so that one commit serves many; a reader who waits for them cuts it short.
 _GATHER_S: Final = 0.05
 _MAX_BACKOFF_S: Final = 5.0
@@ -48,12 +51,18 @@ class Shipper:
     """`advance` is told by the recorder, `run` does the work, `passed` waits for it. One event loop."""
 
     def __init__(
-        self, database: Database, disk: Disk, counters: LogCounters, done: Callable[[str, bool], None]
+        self,
+        database: Database,
+        disk: Disk,
+        counters: LogCounters,
+        threads: Threads,
+        done: Callable[[str, bool], None],
     ) -> None:
         """`done(segment_id, damaged)` is called once per segment, when its bodies may be archived."""
         self._database = database
         self._disk = disk
         self._counters = counters
+        self._threads = threads
         self._done = done
         self._segments: dict[str, _Segment] = {}
         self._moved = asyncio.Condition()
@@ -146,7 +155,7 @@ class Shipper:
 
     async def _ship(self, segment: _Segment) -> None:
         try:
-            rows, next_offset, damaged = await asyncio.to_thread(self._read, segment)
+            rows, next_offset, damaged = await self._threads.run(self._read, segment)
         except (ObjectMissing, ObjectCorrupt) as error:
             logger.error("log segment %s cannot be read: %s", segment.segment_id, error)
             rows, next_offset, damaged = [], segment.end, True
@@ -194,7 +203,9 @@ class Shipper:
 
 async def _insert(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    await connection.execute(insert(logs).on_conflict_do_nothing(index_elements=["id"]), rows)
+    statement = insert(logs).on_conflict_do_nothing(index_elements=["id"])
+    for start in range(0, len(rows), _STATEMENT_ROWS):
+        await connection.execute(statement, rows[start : start + _STATEMENT_ROWS])
 
 
 async def _save_offset(connection: AsyncConnection, segment_id: str, shipped: int) -> None:

@@ -3,7 +3,8 @@
 State: the open segment (file, crc seed, `_end` of what was written, `_synced` of what is on the medium), the payloads
 between those two, and the segments sealed since somebody last asked. Rules:
 
-- a segment is created as: file, header, sync, directory sync; only then does a frame go into it;
+- a segment is created as: file, header, directory sync; only then does a frame go into it (the header becomes durable
+  with the first frame, and without one it is worth nothing);
 - a segment is sealed only when all of it is synced, so after a crash only the newest can have a torn tail;
 - after a failed sync the kernel may have dropped the dirty pages and reports success next time. The segment is
   therefore given up at its last synced byte and what was not yet synced is written again to a new one;
@@ -46,7 +47,6 @@ def recover(disk: Disk) -> list[Location]:
             ends.append(Location(segment_id, end))
         else:
             disk.remove(file_name(segment_id))
-    disk.sync_dir()
     return ends
 
 
@@ -201,7 +201,6 @@ class SegmentWriter:
         try:
             if file.write(memoryview(header), 0) != len(header):
                 raise StorageFull(f"{segment_id}: no room for a header")
-            file.sync()
             self._disk.sync_dir()
         except StorageError:
             _close(file)

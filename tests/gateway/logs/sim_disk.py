@@ -1,8 +1,8 @@
 """A disk in memory whose power can be cut at any call, for `gateway.logs.disk.Disk`.
 
-What was synced survives. Of what was not, each 512-byte sector of each write, each change of length and each change of
-the directory is kept or lost on its own. A failed sync drops the dirty sectors, as Linux does, and the next one
-reports success. `Faults` says which calls fail; the two `lies_*` are the planted bugs of the controls.
+After a cut, what was synced survives. Of what was not, each 512-byte sector of each write, each change of length and
+each change of the directory is kept or lost on its own. A failed sync drops the dirty sectors, as Linux does, and the
+next one reports success. `Faults` says which calls fail; the two `lies_*` are the planted bugs of the controls.
 """
 
 from dataclasses import dataclass, field
@@ -97,6 +97,12 @@ class SimDisk:
         for name, inode in disk.live.items():
             inode.durable = bytearray(inode.data)
             disk.durable[name] = inode
+        return disk
+
+    def after_kill(self, random: Random, faults: Faults, cut_after: int | None = None) -> "SimDisk":
+        """The disk as the next start finds it when only the process died: everything written, nothing more durable."""
+        disk = SimDisk(random, faults, cut_after)
+        disk.live, disk.durable = dict(self.live), dict(self.durable)
         return disk
 
     def called(self) -> None:

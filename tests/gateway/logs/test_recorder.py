@@ -230,6 +230,27 @@ async def test_a_failed_sync_moves_the_group_to_a_new_segment() -> None:
     assert b"after" in durable
 
 
+async def test_a_failed_write_goes_to_a_new_segment() -> None:
+    disk = GatedDisk()
+    failed: list[str] = []
+
+    class Bad(SlowFile):
+        def write(self, data: memoryview, offset: int) -> int:
+            if offset > 28 and not failed:
+                failed.append("once")
+                raise StorageUnavailable("input/output error")
+            return super().write(data, offset)
+
+    disk.create = lambda name: Bad(disk, SimDisk.create(disk, name)._inode)  # type: ignore[method-assign]
+    async with _recorder(disk) as recorder:
+        await recorder.append(b"before")
+        await recorder.append(b"during")
+        assert _counters(recorder).failovers == 1
+        assert _counters(recorder).refused_failed == 0
+    assert len(disk.live) == 2
+    assert failed
+
+
 async def test_group_mode_keeps_what_a_failing_disk_owes() -> None:
     disk = GatedDisk()
     async with _recorder(disk, "group", group_s=0.001) as recorder:

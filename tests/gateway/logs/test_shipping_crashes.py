@@ -81,6 +81,7 @@ async def _abandon(store: LogStore) -> None:
     await asyncio.gather(*store._tasks, return_exceptions=True)
     store._recorder._writer.close = lambda: None  # type: ignore[method-assign]
     await store._recorder.aclose()
+    await store._threads.aclose()
     store._disk.close()
 
 
