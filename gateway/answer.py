@@ -64,10 +64,13 @@ class Answer(Response):
         """Never raises for what a caller or a backend did; a bug becomes InternalError and a line in our log."""
         error: LorikeetError | None = None
         last: Chunk | None = None
-        timeout_s = self._services.settings.server.request_timeout_s
+        server = self._services.settings.server
+        timeout_s = server.request_timeout_s
+        announced = self._request.headers.get("content-length")
         try:
-            async with asyncio.timeout(timeout_s):
-                last = await self._converse(receive, send)
+            with self._services.bodies.reserve(announced, server.max_body_bytes):
+                async with asyncio.timeout(timeout_s):
+                    last = await self._converse(receive, send)
         except (CallerGone, ClientDisconnect):
             await self._abandoned()
             return

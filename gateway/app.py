@@ -23,6 +23,7 @@ from gateway.accounts import Accounts
 from gateway.authorize import ROUTE_KEY, build_routes
 from gateway.backends.base import Backend
 from gateway.backends.runtime import RuntimeBackend
+from gateway.body_budget import BodyBudget
 from gateway.catalog import Catalog, CatalogModel
 from gateway.data_dir import DataDir
 from gateway.endpoints import finetunes, health, identity, logs, models, openai, run
@@ -121,6 +122,7 @@ async def open_services(
             backends=backends,
             pipeline=Pipeline(catalog, finetunes, backends, telemetry),
             telemetry=telemetry,
+            bodies=BodyBudget(settings.server.body_buffer_bytes),
         )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gateway.accounts import Accounts
     from gateway.backends.base import Backend
+    from gateway.body_budget import BodyBudget
     from gateway.catalog import Catalog
     from gateway.finetunes import Finetunes
     from gateway.logs.log_store import LogStore
@@ -37,3 +38,4 @@ class Services:
     backends: Mapping[str, Backend]
     pipeline: Pipeline
     telemetry: Telemetry
+    bodies: BodyBudget

@@ -31,12 +31,16 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Server(_Section, frozen=True):
-    """`port` 0 takes a free one. `request_timeout_s` is the deadline of one inference."""
+    """`port` 0 takes a free one. `request_timeout_s` is the deadline of one inference.
+
+    `max_body_bytes` bounds one request's body, `body_buffer_bytes` all bodies that are in memory together.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8787
     request_timeout_s: Seconds = 120.0
     max_body_bytes: Positive = 10 * 1024 * 1024
+    body_buffer_bytes: Positive = 256 * 1024 * 1024
     drain_s: Seconds = 10.0
 
 

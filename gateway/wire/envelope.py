@@ -122,6 +122,8 @@ def error_headers(error: LorikeetError) -> dict[str, str]:
     headers: dict[str, str] = {}
     if isinstance(error, RequestTooLarge | RequestTimeout):
         headers["connection"] = "close"
+    if isinstance(error, RequestTimeout):
+        headers["x-should-retry"] = "false"  # the SDKs would send it twice more, and each would take as long
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:

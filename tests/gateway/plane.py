@@ -143,6 +143,7 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         backends={MODEL: cast(Any, backend)},
         pipeline=missing,
         telemetry=missing,
+        bodies=missing,
     )
 
     async def failed(request: Request, error: Exception) -> Response:

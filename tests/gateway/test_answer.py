@@ -10,9 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.backends.fake import FakeBackend, Script
-from gateway.errors import RuntimeUnavailable, StorageUnavailable
+from gateway.body_budget import BodyBudget
+from gateway.errors import OverCapacity, RuntimeUnavailable, StorageUnavailable
 from gateway.messages import ResolvedRequest
 from tests.gateway.stack import RUN, Stack, events, open_stack, serve
 
@@ -210,6 +213,7 @@ async def test_the_deadline(tmp_path: Path, body: dict[str, Any]) -> None:
             assert events(answer.content)[-1]["errors"][0]["code"] == 3046
         else:
             assert (answer.status_code, answer.json()["errors"][0]["code"]) == (408, 3046)
+            assert answer.headers["x-should-retry"] == "false"
             assert answer.headers["cf-aig-log-id"] == record.id
 
 
@@ -273,6 +277,43 @@ async def test_a_reader_who_never_reads_is_given_up_at_the_deadline(tmp_path: Pa
         assert (record.outcome, record.error_code) == ("error", 3046)
         assert stack.fake.open == 0
         writer.transport.abort()
+
+
+async def test_bodies_in_memory_are_bounded_together(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    server = {"body_buffer_bytes": 1000, "max_body_bytes": 5000}
+    async with opened(tmp_path, gate, "a", server=server) as stack, asyncio.TaskGroup() as group:
+        first = group.create_task(stack.post(RUN, {"prompt": "x" * 700}))
+        await stack.fake.until(lambda: stack.fake.open == 1)
+        refused = await stack.post(RUN, {"prompt": "x" * 700})
+        assert (refused.status_code, refused.json()["errors"][0]["code"]) == (429, 3040)
+        assert refused.headers["retry-after"] == "1"
+        assert stack.services.bodies.refused == 1
+        small = group.create_task(stack.post(RUN, {"prompt": "x"}))
+        await stack.fake.until(lambda: stack.fake.open == 2)
+        gate.set()
+        assert (await first).status_code == (await small).status_code == 200
+        assert stack.services.bodies.used_bytes == 0
+        assert (await stack.post(RUN, {"prompt": "x" * 3000})).status_code == 200  # alone, it may be larger
+
+
+LENGTHS = st.sampled_from([None, "", "0", "7", "600", "-5", "9" * 30, "1e3"])
+
+
+@given(st.lists(st.tuples(LENGTHS, st.booleans()), max_size=30))
+def test_the_budget_is_kept_and_given_back(calls: list[tuple[str | None, bool]]) -> None:
+    budget = BodyBudget(1000)
+    with contextlib.ExitStack() as stack:
+        for announced, keep in calls:
+            try:
+                held = stack if keep else contextlib.ExitStack()
+                held.enter_context(budget.reserve(announced, 500))
+                if held is not stack:
+                    held.close()
+            except OverCapacity:
+                assert budget.used_bytes > 0
+            assert 0 <= budget.used_bytes <= 1000
+    assert budget.used_bytes == 0
 
 
 async def test_many_at_once(tmp_path: Path) -> None:

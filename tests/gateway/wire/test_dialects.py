@@ -1,0 +1,106 @@
+"""Whatever arrives as a body, a dialect gives a valid request or says in one typed sentence what is wrong."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import BadInput, LorikeetError
+from gateway.messages import ChatRequest, Usage
+from gateway.wire import chat_body, openai, sse, workers_ai
+
+NAMES = st.sampled_from([*chat_body.Body.__struct_fields__, "unknown", "role", "content"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+    | st.sampled_from(["user", "true", "1", "x" * 300]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+TURNS = st.lists(st.fixed_dictionaries({"role": VALUES, "content": VALUES}), max_size=3)
+
+
+def checked(request: ChatRequest) -> None:
+    """What every later part may rely on."""
+    sampling = request.sampling
+    assert (request.prompt is None) != (request.messages is None)
+    assert request.prompt is None or request.prompt
+    assert request.messages is None or request.messages
+    assert 1 <= sampling.max_tokens <= chat_body.MAX_WHOLE
+    assert 0 <= sampling.temperature <= 5
+    assert sampling.top_k is None or 1 <= sampling.top_k <= 50
+    assert sampling.top_p is None or 0.001 <= sampling.top_p <= 1
+    assert sampling.seed is None or 0 <= sampling.seed < 2**63
+    assert len(sampling.stop) <= 4
+    assert all(sampling.stop)
+    assert request.lora is None or request.lora
+
+
+def outcome(parse: Callable[[], ChatRequest]) -> None:
+    """A sound request or a typed refusal; every other exception passes through and fails the test."""
+    error: LorikeetError | None = None
+    try:
+        checked(parse())
+    except LorikeetError as refusal:
+        error = refusal
+    if error is not None:
+        assert error.status == 400
+        assert error.message
+
+
+@given(st.dictionaries(NAMES, VALUES | TURNS, max_size=6), st.lists(st.tuples(NAMES, st.text(max_size=6)), max_size=4))
+def test_any_object(body: dict[str, Any], query: list[tuple[str, str]]) -> None:
+    data = json.dumps(body).encode()
+    outcome(lambda: workers_ai.parse(data, query, "m"))
+    outcome(lambda: openai.parse(data))
+
+
+@given(st.binary(max_size=200) | st.text(alphabet='{}[]":,0123456789.eE+-truefalsnu \\x', max_size=60).map(str.encode))
+def test_any_bytes(data: bytes) -> None:
+    outcome(lambda: workers_ai.parse(data, [], "m"))
+
+
+@given(st.text())
+def test_text_survives_both_dialects_and_the_stream(text: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    native = workers_ai.WorkersAIReply().piece(text)
+    standard = openai.OpenAIReply("id", 1).piece(text)
+    for event in (native, standard):
+        assert event.startswith(b"data: ")
+        assert event.endswith(b"\n\n")
+        assert event.count(b"\n") == 2
+    assert json.loads(native[6:])["response"] == text
+    assert json.loads(standard[6:])["choices"][0]["delta"]["content"] == text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{" + b",".join(b'"k%d":1' % index for index in range(600_000)) + b"}",
+        b'{"zzz":[' + b"1," * 4_000_000 + b'1],"prompt":"x"}',
+        b'{"temperature":[' + b"{}," * 2_000_000 + b"{}]}",
+        b'{"tools":[' + b"{}," * 2_000_000 + b"{}]}",
+    ],
+)
+def test_a_large_body_does_not_hold_up_the_loop(data: bytes) -> None:
+    started = time.process_time()
+    with contextlib.nullcontext() if b"prompt" in data else pytest.raises(BadInput):
+        workers_ai.parse(data, [], "m")
+    assert time.process_time() - started < 0.2
+
+
+def test_usage_is_said_once_and_cached_tokens_only_if_there_are_any() -> None:
+    reply = workers_ai.WorkersAIReply()
+    assert b"cached" not in reply.ending("stop", Usage(3, 2))
+    assert b'"prompt_tokens_details":{"cached_tokens":1}' in reply.ending("stop", Usage(3, 2, 1))
+    assert sse.DONE == b"data: [DONE]\n\n"
+
+
+def test_the_role_is_said_even_when_nothing_else_is() -> None:
+    reply = openai.OpenAIReply("id", 1)
+    (chunk,) = [json.loads(part[6:]) for part in reply.ending("stop", Usage(1, 0)).split(b"\n\n") if part]
+    assert chunk["choices"][0]["delta"]["role"] == "assistant"
