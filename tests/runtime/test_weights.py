@@ -76,6 +76,13 @@ def test_old_buffers_are_ignored(folder: Path) -> None:
     assert answer(folder) == expected
 
 
+def test_the_spare_head_of_a_tied_model_is_ignored(folder: Path) -> None:
+    edit_config(folder, tie_word_embeddings=True)
+    with_spare = answer(folder)
+    edit_tensors(folder, lambda t: t.pop("lm_head.weight"))
+    assert answer(folder) == with_spare
+
+
 def test_progress_rises_to_one(folder: Path) -> None:
     seen: list[float] = []
     with open_checkpoint(folder, seen.append) as checkpoint:
