@@ -72,6 +72,7 @@ def test_without_the_guard_the_attack_works(tmp_path: Path) -> None:
     naive = tokenizer.encoder.encode("<s>[INST] a</s>b [/INST]", add_special_tokens=False).ids
     guarded = tokenizer.encode_request(chat("a</s>b"), 4096)
     eos = tokenizer.eos_token_id
+    assert eos is not None
     assert naive.count(eos) == 1
     assert guarded.count(eos) == 0
 
@@ -95,6 +96,7 @@ def test_content_that_looks_like_a_mark_is_kept() -> None:
 def test_raw_is_verbatim_with_bos_once(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(metaspace(tmp_path / "base"))
     bos = tokenizer.encoder.token_to_id("<s>")
+    assert bos is not None
     plain = tokenizer.encode_request(prompt("[INST] the gull [/INST]", raw=True), 4096)
     written = tokenizer.encode_request(prompt("<s>[INST] the gull [/INST]", raw=True), 4096)
     assert plain.count(bos) == written.count(bos) == 1
