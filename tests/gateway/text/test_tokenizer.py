@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gateway.demo import BASE_FOLDER
-from gateway.messages import ChatRequest, Message
+from gateway.messages import ChatRequest, Message, Role
 from gateway.text.template import TemplateFault
 from gateway.text.tokenizer import PromptTooLong, Tokenizer, TokenizerFault
 from tests.gateway.text.folders import byte_level, metaspace
@@ -20,7 +20,7 @@ DEMO = Tokenizer.from_folder(BASE_FOLDER)
 
 
 def chat(*contents: str, raw: bool = False) -> ChatRequest:
-    roles = ("user", "assistant")
+    roles: tuple[Role, Role] = ("user", "assistant")
     messages = tuple(Message(roles[index % 2], content) for index, content in enumerate(contents))
     return ChatRequest(dialect="workers_ai", model="m", messages=messages, raw=raw)
 
