@@ -31,9 +31,10 @@ class GatedObjects:
 
     def hold(self, key: str) -> asyncio.Event:
         """From now on reads of `key` wait; the event is set when one does."""
-        self.held.add(key)
-        self._gates[key] = asyncio.Event()
-        self.waiting[key] = asyncio.Event()
+        if key not in self.held:
+            self.held.add(key)
+            self._gates[key] = asyncio.Event()
+            self.waiting[key] = asyncio.Event()
         return self.waiting[key]
 
     def let(self, key: str) -> None:
