@@ -19,7 +19,7 @@ from gateway.errors import AuthenticationFailed, BadInput, ObjectNotFound
 from gateway.ids import new_id, new_secret, secret_digest
 from gateway.messages import Identity
 from gateway.names import checked_name, likeness
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 from storage import tables
 from storage.database import Database
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from gateway.accounts import Token
 from gateway.errors import BadInput
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 from gateway.services import Services
 from gateway.wire.envelope import JsonResponse, as_lorikeet_error, error_response
 from gateway.wire.json_body import read_object

@@ -19,7 +19,7 @@ import msgspec
 from gateway.accounts import Account, Accounts, Token
 from gateway.data_dir import DataDir
 from gateway.errors import LorikeetError
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 from gateway.settings import Settings
 from storage.database import Database
 from storage.errors import StorageError

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import AuthenticationFailed, BadInput, MethodNotSupported, ObjectNotFound, PermissionMissing
 from gateway.names import printable
-from gateway.routes import ApiRoute, PublicRoute, allows
+from gateway.permissions import allows
+from gateway.routes import ApiRoute, PublicRoute
 from gateway.services import Services
 
 ROUTE_KEY = "lorikeet.route"

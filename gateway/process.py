@@ -22,8 +22,8 @@ from starlette.types import ASGIApp
 
 from gateway.admin import admin_app
 from gateway.app import build_app
-from gateway.commands.options import log_to_stderr
 from gateway.data_dir import DataDir
+from gateway.diagnostics import log_to_stderr
 from gateway.errors import StorageUnavailable
 from gateway.gateway_config import GatewayConfig
 from gateway.http_protocol import GuardedHttpProtocol

@@ -13,13 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.messages import Identity
+from gateway.permissions import Permission
 from gateway.services import Services
-
-Permission = Literal["workers_ai.read", "workers_ai.write", "ai_gateway.read", "ai_gateway.edit", "ai_gateway.run"]
-PERMISSIONS: tuple[Permission, ...] = (
-    "workers_ai.read", "workers_ai.write", "ai_gateway.read", "ai_gateway.edit", "ai_gateway.run",
-)  # fmt: skip
-IMPLIES: dict[Permission, Permission] = {"workers_ai.write": "workers_ai.read", "ai_gateway.edit": "ai_gateway.read"}
 
 Handler = Callable[[Request, Identity, Services], Awaitable[Response]]
 PublicHandler = Callable[[Request, Services], Awaitable[Response]]
@@ -46,8 +41,3 @@ class PublicRoute:
     method: Literal["GET"]
     path: str
     handler: PublicHandler
-
-
-def allows(granted: frozenset[str], needed: Permission) -> bool:
-    """Whether the token's permissions cover the route's, write implying read."""
-    return needed in granted or any(IMPLIES.get(p) == needed for p in PERMISSIONS if p in granted)

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,12 +38,6 @@ def settings_of(config: Path | None, data_dir: Path | None = None) -> Settings:
         raise CommandFailed(f"settings: {error}", os.EX_CONFIG) from error
     chosen = Path(settings.data_dir) if data_dir is None else data_dir
     return msgspec.structs.replace(settings, data_dir=str(chosen.expanduser().resolve()))
-
-
-def log_to_stderr(level: int) -> None:
-    """Our own diagnostics from `level` on; of the libraries' only what is wrong."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("gateway").setLevel(level)
 
 
 @contextlib.asynccontextmanager

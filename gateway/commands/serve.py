@@ -17,10 +17,10 @@ from gateway.commands.options import (
     Config,
     DataDir,
     admin,
-    log_to_stderr,
     print_json,
     settings_of,
 )
+from gateway.diagnostics import log_to_stderr
 from gateway.runtime_config import model_folders, runtime_config
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.supervisor import Stack, StartFailed, run_stack, until_signal

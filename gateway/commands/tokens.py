@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from gateway.commands.options import AsJson, CommandFailed, Config, DataDir, admin, print_json, print_rows, settings_of
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 
 app = typer.Typer(help="API tokens of an account (operator).", no_args_is_help=True)
 

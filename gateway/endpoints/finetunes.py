@@ -12,7 +12,8 @@ from gateway.errors import BadInput, RequestTooLarge
 from gateway.finetune_rows import Finetune
 from gateway.ingest.adapter import WEIGHTS_FILE
 from gateway.messages import Identity
-from gateway.routes import ACCOUNT, ApiRoute, Handler, Permission
+from gateway.permissions import Permission
+from gateway.routes import ACCOUNT, ApiRoute, Handler
 from gateway.services import Services
 from gateway.wire.envelope import iso_time, success
 from gateway.wire.json_body import read_object

@@ -20,7 +20,7 @@ from gateway.endpoints import models as models_endpoint
 from gateway.errors import LorikeetError
 from gateway.finetunes import Finetunes
 from gateway.messages import Identity
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 from gateway.services import Services
 from gateway.settings import Adapters, Settings
 from gateway.wire.envelope import error_response

@@ -20,7 +20,7 @@ from gateway.backends.fake import FakeBackend
 from gateway.http_protocol import GuardedHttpProtocol
 from gateway.logs.log_store import LogStore
 from gateway.logs.record import LogRecord
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 from gateway.services import Services
 from gateway.settings import DEMO_MODEL, Settings
 

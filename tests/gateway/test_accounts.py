@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.accounts import Accounts
 from gateway.errors import AuthenticationFailed, BadInput, ObjectNotFound
 from gateway.ids import SECRET_PREFIX, Uuid7, new_id, new_secret, secret_digest
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 from storage.database import Database
 
 

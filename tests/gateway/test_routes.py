@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from gateway.app import ROWS
 from gateway.authorize import Guarded, Open, TableRoute, build_routes
-from gateway.routes import PERMISSIONS, ApiRoute, PublicRoute, allows
+from gateway.permissions import PERMISSIONS, allows
+from gateway.routes import ApiRoute, PublicRoute
 from gateway.services import Services
 from tests.gateway.stack import Stack, open_stack
 

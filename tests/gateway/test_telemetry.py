@@ -20,7 +20,7 @@ from gateway.app import build_app
 from gateway.backends.fake import FakeBackend, Script
 from gateway.errors import RuntimeUnavailable
 from gateway.messages import ResolvedRequest
-from gateway.routes import PERMISSIONS
+from gateway.permissions import PERMISSIONS
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.settings import Telemetry as TelemetrySettings
 from gateway.telemetry import Telemetry
