@@ -16,6 +16,9 @@ from runtime.protocol import AdapterRef, Tier, TierVisit
 from runtime.slots import Slot
 from storage.packed import Packed
 
+# Adapters that are on their way to the device at once, each held in host memory.
+MAX_LEASES: Final = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Way:

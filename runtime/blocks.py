@@ -36,6 +36,8 @@ class BlockPool:
     def grow(self, table: list[int], num_tokens: int) -> bool:
         """Extends `table` to cover `num_tokens` positions; False, with nothing changed, when too few are free."""
         missing = self.needed(num_tokens) - len(table)
+        if missing <= 0:
+            return True
         if missing > len(self._free):
             return False
         for _ in range(missing):

@@ -54,13 +54,16 @@ logger = logging.getLogger(__name__)
 MAX_STATUSES: Final = 4096
 FIRST_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
+MISSED_PONGS: Final = 3
+MISSED_PONGS_CPU: Final = 10
 
 
 class RuntimeClient:
     """Use as `async with RuntimeClient(...) as client`; everything is freed at the end of the block.
 
     socket_path, or host and port, name the runtime; `token` is the deployment's shared secret. `on_hung` is called
-    (in the event loop) when `max_missed_pongs` pings in a row went unanswered; the connection is dropped then.
+    (in the event loop) when `max_missed_pongs` pings in a row went unanswered; the connection is dropped then. The
+    default is three, or ten for a model on a CPU, where one step may honestly take seconds.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class RuntimeClient:
         token: str = "",
         gateway_id: str,
         ping_interval_s: float = 1.0,
-        max_missed_pongs: int = 3,
+        max_missed_pongs: int | None = None,
         connect_timeout_s: float = 5.0,
         max_streams: int = 4096,
         on_hung: Callable[[], None] | None = None,
@@ -255,8 +258,11 @@ class RuntimeClient:
 
     async def _ping(self, writer: asyncio.StreamWriter) -> None:
         clock = asyncio.get_running_loop().time
+        max_missed = self._max_missed
+        if max_missed is None:
+            max_missed = MISSED_PONGS_CPU if self.model is not None and self.model.device == "cpu" else MISSED_PONGS
         while True:
-            if self._unanswered >= self._max_missed:
+            if self._unanswered >= max_missed:
                 self._hung(f"the runtime answered none of {self._unanswered} pings")
                 raise RuntimeLost(self._problem)
             self._unanswered += 1

@@ -13,10 +13,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.adapter import Loads, Way
+from runtime.adapter import MAX_LEASES, Loads, Way
 from runtime.batch import BASE_SLOT, Batch, Row, Runner
 from runtime.blocks import BlockPool
 from runtime.errors import DeviceLost, DuplicateId, LogitsInvalid, RunnerMisused
+from runtime.pace import StepPace
 from runtime.protocol import (
     AdapterStatus,
     Failure,
@@ -49,7 +50,8 @@ class EngineLimits:
     step_tokens: int = 1024
     copy_bytes: int = 16 * 1024**2
     starve_after_s: float = 2.0
-    max_leases: int = 4
+    max_leases: int = MAX_LEASES
+    step_target_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Engine:
             max_waiting=limits.max_waiting,
             step_tokens=limits.step_tokens,
         )
+        self._pace = StepPace(limits.step_tokens, limits.step_target_s)
         self._live: dict[tuple[int, int], Sequence] = {}
         self._numbers = itertools.count(1)
         self._outputs: list[Output] = []
@@ -210,7 +213,7 @@ class Engine:
         for digest, failure in self._residency.advance(self._scheduler):
             self._fail_waiting(digest, failure)
         statuses = self._news(self._clock())
-        plan = self._scheduler.plan(self._clock())
+        plan = self._scheduler.plan(self._clock(), self._pace.budget)
         if plan:
             self._execute(plan)
         statuses += self._news(self._clock())
@@ -221,6 +224,7 @@ class Engine:
         """Runs the plan; sequences whose own numbers overflow end, and the step is repeated without them."""
         while plan:
             rows = tuple(_row(item) for item in plan)
+            began = self._clock()
             try:
                 tokens = self._runner.execute(Batch(rows))
                 if len(tokens) != sum(row.samples for row in rows):
@@ -239,6 +243,7 @@ class Engine:
                     self._end(item.sequence, "error", Failure("internal", "the runtime failed in this step"), now)
                 return
             else:
+                self._pace.took(sum(item.num_tokens for item in plan), self._clock() - began)
                 self._computed(plan, rows, tokens)
                 return
 
@@ -256,13 +261,14 @@ class Engine:
         self._num_steps += 1
         adapters = len({row.slot for row in rows} - {BASE_SLOT})
         accounts = len({item.sequence.account_id for item in plan})
+        self._num_generated += len(tokens)
+        self._scheduler.served(item for item in plan if item.samples)
         sampled = iter(tokens)
         for item, row in zip(plan, rows, strict=True):
             item.sequence.joined(len(rows), adapters, accounts)
             token = next(sampled) if row.samples else None
             self._scheduler.computed(item, token)
             if token is not None:
-                self._num_generated += 1
                 self._deliver(item.sequence, token, now)
 
     def _deliver(self, sequence: Sequence, token: int, now: float) -> None:

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Command = Callable[[Engine], None]
 MAX_COMMANDS: Final = 4096
+MAX_SLEEP_S: Final = 60.0
 
 
 class EngineThread:
@@ -118,7 +119,7 @@ class EngineThread:
         with self._wake:
             while not (busy or self._commands or self._stopping):
                 deadline = self._engine.next_deadline
-                timeout_s = None if deadline is None else max(0.0, deadline - self._clock())
+                timeout_s = None if deadline is None else min(max(0.0, deadline - self._clock()), MAX_SLEEP_S)
                 if not self._wake.wait(timeout_s):
                     break
             if self._stopping:

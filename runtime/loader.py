@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from runtime.adapter import Way
+from runtime.adapter import MAX_LEASES, Way
 from runtime.protocol import AdapterRef, Failure, TierVisit
 from storage.errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageError
 from storage.packed import Packed, read_packed
@@ -73,7 +73,7 @@ class AdapterLoader:
         tiers: AdapterTiers,
         deliver: Callable[[LoadResult], None],
         *,
-        num_workers: int = 4,
+        num_workers: int = MAX_LEASES,
         num_warmers: int = 2,
         max_warm: int = 256,
     ) -> None:

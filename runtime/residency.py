@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from runtime.adapter import LEASED, USABLE, Adapter, AdapterState, Demand, Loads, Way
+from runtime.adapter import LEASED, MAX_LEASES, USABLE, Adapter, AdapterState, Demand, Loads, Way
 from runtime.batch import BASE_SLOT, Runner
 from runtime.errors import AdapterInvalid, DeviceLost
 from runtime.protocol import AdapterRef, AdapterStatus, Failure, Tier, TierVisit
@@ -33,7 +33,7 @@ class Residency:
         loads: Loads,
         clock: Callable[[], float],
         *,
-        max_leases: int = 4,
+        max_leases: int = MAX_LEASES,
         copy_bytes: int = 16 * 1024**2,
         starve_after_s: float = 2.0,
     ) -> None:

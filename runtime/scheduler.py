@@ -4,16 +4,18 @@
                   ^____________________(blocks run out: newest first)____|
 
 A step takes, in this order: one token of every decoding sequence, prompts that have begun, new sequences. Prompts are
-cut into chunks by what is left of `step_tokens`. A sequence starts only when the blocks of all its tokens are free, so
-a prompt that has begun is never stuck for blocks; decoding ones take a block when they need it, and when none is left
-the newest sequence is preempted. The oldest is never preempted for another, and alone it always fits (`fits` is asked
-at arrival), so everything ends. A sequence at the head that lacks only blocks holds up those behind it, or it would
-never find enough; one that lacks its adapter holds up nobody.
+cut into chunks by what is left of `step_tokens`, or of the device's pace. A sequence starts only when the blocks of all
+its tokens are free, so a prompt that has begun is never stuck for blocks; decoding ones take a block when they need it,
+and when none is left the newest sequence is preempted. The oldest is never preempted for another, and alone it always
+fits (`fits` is asked at arrival), so everything ends. A sequence at the head that lacks only blocks holds up those
+behind it, or it would never find enough; one that lacks its adapter holds up nobody.
 """
 
 import heapq
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from runtime.batch import BASE_SLOT
 from runtime.blocks import BlockPool
@@ -21,6 +23,8 @@ from runtime.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from runtime.protocol import AdapterRef
 from runtime.sequence import Sequence, State
 from runtime.waiting import WaitingQueue
+
+LEAST_PROMPT_TOKENS: Final = 8
 
 
 class Adapters(Protocol):
@@ -127,11 +131,14 @@ class Scheduler:
         """The earliest deadline that may still matter."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def plan(self, now: float) -> list[Scheduled]:
-        """The next step's sequences, ordered by slot. Empty when nothing can run."""
+    def plan(self, now: float, pace_tokens: int) -> list[Scheduled]:
+        """The next step's sequences, ordered by slot. Empty when nothing can run.
+
+        `pace_tokens` is what the device can compute in good time; however slow it is, prompts go on.
+        """
         preemptions = self.num_preemptions
         steps = self._decodes()
-        budget = self._step_tokens - len(steps)
+        budget = min(self._step_tokens - len(steps), max(pace_tokens - len(steps), LEAST_PROMPT_TOKENS))
         for sequence in self._running:
             if sequence.state is State.PREFILL and budget > 0:
                 steps.append(Scheduled(sequence, min(sequence.num_uncomputed, budget)))
@@ -147,7 +154,12 @@ class Scheduler:
         if token is not None:
             sequence.tokens.append(token)
             sequence.state = State.DECODE
-            self._waiting.charge(sequence, ANSWER_TOKEN_COST)
+
+    def served(self, steps: Iterable[Scheduled]) -> None:
+        """These sequences got a token each; their accounts and adapters are charged, once per step for speed."""
+        parties = Counter((step.sequence.account_id, step.sequence.digest) for step in steps)
+        for (account_id, digest), tokens in parties.items():
+            self._waiting.charge(account_id, digest, ANSWER_TOKEN_COST * tokens)
 
     def adapter_arrived(self, digest: str, now: float) -> list[Sequence]:
         """The adapter is on the device: those who wait with it, returned, wait for their turn only."""
@@ -217,7 +229,7 @@ class Scheduler:
         sequence.state = State.PREFILL
         if sequence.admitted_at is None:
             sequence.admitted_at = now
-            self._waiting.charge(sequence, PROMPT_TOKEN_COST * sequence.prompt_tokens)
+            self._waiting.charge(sequence.account_id, sequence.digest, PROMPT_TOKEN_COST * sequence.prompt_tokens)
         if sequence.adapter_ready_at is None:
             sequence.adapter_ready_at = now
         index = len(self._running)

@@ -83,9 +83,12 @@ class Sequence:
 
     def joined(self, rows: int, adapters: int, accounts: int) -> None:
         """Notes a step that it took part in."""
-        self.batch_rows = max(self.batch_rows, rows)
-        self.batch_adapters = max(self.batch_adapters, adapters)
-        self.batch_accounts = max(self.batch_accounts, accounts)
+        if rows > self.batch_rows:
+            self.batch_rows = rows
+        if adapters > self.batch_adapters:
+            self.batch_adapters = adapters
+        if accounts > self.batch_accounts:
+            self.batch_accounts = accounts
 
     def timing(self, now: float) -> SequenceTiming:
         """What happened until `now`, in seconds since arrival."""

@@ -94,10 +94,10 @@ class WaitingQueue:
             if not same:
                 del self._by_digest[sequence.digest]
 
-    def charge(self, sequence: Sequence, tokens: float) -> None:
-        """The sequence's account and adapter were served."""
-        self._served_accounts.charge(sequence.account_id, tokens)
-        self._served_adapters.charge((sequence.account_id, sequence.digest), tokens)
+    def charge(self, account_id: str, digest: Digest, tokens: float) -> None:
+        """An account was served, with this adapter."""
+        self._served_accounts.charge(account_id, tokens)
+        self._served_adapters.charge((account_id, digest), tokens)
 
     def candidates(self, admissible: Callable[[Digest], bool]) -> Iterator[Sequence]:
         """In turn, the sequences that may start. The caller removes and charges each before it asks for the next,

@@ -43,11 +43,12 @@ async def test_a_wrong_token_is_a_problem_with_a_reason(tmp_path: Path) -> None:
 async def test_closing_the_iterator_aborts_and_frees(tmp_path: Path) -> None:
     async with serving(tmp_path) as running, running.client() as client:
         await client.wait_ready(5)
+        running.runner.gate.clear()
+        running.runner.free_steps = 1
         async with contextlib.aclosing(
             client.submit(account_id="a", token_ids=[1, 2], sampling=sampling(250))
         ) as outputs:
             await anext(outputs)
-            running.runner.gate.clear()
         running.runner.gate.set()
         stats = await running.until(running=0, free_blocks=256)
         assert stats.generated_tokens < 250
@@ -107,7 +108,7 @@ async def test_a_hung_engine_is_noticed_and_told(tmp_path: Path) -> None:
     hung = asyncio.Event()
     async with (
         serving(tmp_path) as running,
-        running.client(ping_interval_s=0.05, on_hung=hung.set) as client,
+        running.client(ping_interval_s=0.05, max_missed_pongs=3, on_hung=hung.set) as client,
     ):
         await client.wait_ready(5)
         running.runner.gate.clear()

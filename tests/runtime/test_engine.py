@@ -2,6 +2,7 @@
 
 import pytest
 
+from runtime.batch import Batch
 from runtime.errors import AdapterInvalid, DeviceLost, DuplicateId
 from runtime.protocol import Failure, SequenceOutput
 from tests.runtime.fakes import EOS, FakeRunner, answer, next_token, ref, submit, tokens_of
@@ -351,3 +352,35 @@ def test_outputs_of_a_step_are_plain_frames() -> None:
     rig.submit(submit(1, max_tokens=2))
     rig.step()
     assert rig.outputs[1, 1] == [SequenceOutput(sequence_id=1, token_ids=(answer(submit(1))[0],))]
+
+
+def test_prompts_are_cut_finer_on_a_slow_device_and_decodes_go_on() -> None:
+    class Slow(FakeRunner):
+        """A tenth of a second per token."""
+
+        def execute(self, batch: Batch) -> list[int]:
+            rig.clock.now += 0.1 * sum(len(row.token_ids) for row in batch.rows)
+            return super().execute(batch)
+
+    rig = Rig(num_blocks=128, step_tokens=128)
+    rig.runner = rig.engine._runner = Slow(num_blocks=128)
+    first, second = submit(1, tokens_of(1, 200), max_tokens=30), submit(2, tokens_of(2, 200), max_tokens=30)
+    rig.submit(first)
+    rig.submit(second)
+    rig.run()
+    assert rig.tokens(1) == answer(first)
+    assert rig.tokens(2) == answer(second)
+    widths = [sum(len(row.token_ids) for row in batch.rows) for batch in rig.runner.batches]
+    assert widths[0] == 128
+    assert max(widths[1:]) <= 16
+
+
+def test_chunks_grow_on_a_fast_device() -> None:
+    rig = Rig(num_blocks=64, step_tokens=240)
+    rig.engine._pace.budget = 16
+    request = submit(1, tokens_of(1, 240), max_tokens=2)
+    rig.submit(request)
+    rig.run()
+    assert rig.tokens(1) == answer(request)
+    widths = [len(row.token_ids) for batch in rig.runner.batches for row in batch.rows]
+    assert widths == [16, 32, 64, 128, 1]

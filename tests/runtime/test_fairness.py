@@ -26,7 +26,7 @@ def serve(queue: WaitingQueue, tokens: float, turns: int) -> list[Sequence]:
     for _ in range(turns):
         head = next(queue.candidates(lambda digest: True))
         queue.remove(head)
-        queue.charge(head, tokens)
+        queue.charge(head.account_id, head.digest, tokens)
         served.append(head)
     return served
 
@@ -49,7 +49,7 @@ def test_an_account_with_short_answers_gets_more_turns() -> None:
     for _ in range(22):
         head = next(queue.candidates(lambda digest: True))
         queue.remove(head)
-        queue.charge(head, 100 if head.account_id == "long" else 10)
+        queue.charge(head.account_id, head.digest, 100 if head.account_id == "long" else 10)
         turns[head.account_id] += 1
     assert turns["short"] >= 8 * turns["long"]
 
@@ -82,7 +82,7 @@ def test_leaving_and_coming_back_sheds_no_debt() -> None:
     queue.add(sequence("greedy"))
     greedy = next(item for item in queue if item.account_id == "greedy")
     queue.remove(greedy)
-    queue.charge(greedy, 1000)
+    queue.charge("greedy", None, 1000)
     queue.add(sequence("greedy"))
     queue.add(sequence("other"))
     assert [item.account_id for item in serve(queue, 10, 3)] == ["other", "other", "greedy"]
@@ -99,7 +99,7 @@ def test_inadmissible_adapters_hold_nobody_up() -> None:
     seen = []
     for item in queue.candidates(lambda digest: digest != "absent"):
         queue.remove(item)
-        queue.charge(item, 1)
+        queue.charge(item.account_id, item.digest, 1)
         seen.append(item)
     assert set(seen) == {behind, other}
     assert list(queue) == [blocked]

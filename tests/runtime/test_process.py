@@ -118,11 +118,13 @@ async def test_kill_ends_waiting_streams_within_a_second(tmp_path: Path) -> None
         await runtime.ready()
         async with RuntimeClient(socket_path=tmp_path / "r.sock", token="s3cret", gateway_id="g") as client:
             await client.wait_ready(10)
+            runtime.process.send_signal(signal.SIGSTOP)
             outputs = client.submit(account_id="a", token_ids=[5], sampling=sampling(900))
-            await anext(outputs)
+            waiting = asyncio.create_task(_rest(outputs))
+            await asyncio.sleep(0)
             runtime.process.kill()
             with pytest.raises(RuntimeLost):
-                await asyncio.wait_for(_rest(outputs), 1)
+                await asyncio.wait_for(waiting, 1)
 
 
 async def test_it_leaves_when_its_parents_pipe_closes(tmp_path: Path) -> None:

@@ -164,9 +164,10 @@ async def test_a_closed_connection_frees_its_sequences(tmp_path: Path) -> None:
     async with serving(tmp_path) as running:
         async with raw(running) as gateway:
             running.runner.gate.clear()
+            running.runner.free_steps = 1
             gateway.writer.write(encode(submit(1, max_tokens=200)) + encode(submit(2, max_tokens=200)))
-            running.runner.gate.set()
             assert isinstance(await gateway.next(), Step)
+        running.runner.gate.set()
         await running.until(running=0, waiting=0, free_blocks=256)
 
 
@@ -277,10 +278,10 @@ async def test_one_span_for_each_sequence_in_the_callers_trace(tmp_path: Path) -
         await client.wait_ready(5)
         await ask(client, traceparent=f"00-{trace_id}-{parent}-01")
         running.runner.gate.clear()
+        running.runner.free_steps = 1
         async with contextlib.aclosing(
             client.submit(account_id="a", token_ids=[1], sampling=sampling(200), traceparent="garbage")
         ) as outputs:
-            running.runner.gate.set()
             await anext(outputs)
         async with asyncio.timeout(5):
             while len(exporter.get_finished_spans()) < 2:
