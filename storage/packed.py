@@ -10,6 +10,7 @@ in the header and is applied in fp32 by the kernel. The file's name is the SHA-2
 Arrays are numpy; bfloat16, which numpy lacks, travels as uint16 bit patterns (nothing here does arithmetic).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
@@ -82,10 +83,14 @@ class Packed(NamedTuple):
 def write_packed(
     out: BinaryIO, geometry: Geometry, dtype: AdapterDtype, matrices: Iterable[LoraMatrices]
 ) -> PackedHeader:
-    """Writes the file to `out` and returns its header. The caller has validated names and shapes."""
+    """Writes the file to `out` and returns its header. The caller has validated names and shapes.
+
+    Raises ObjectCorrupt, with nothing written, for a file that could not be read back: a place twice, an odd scaling.
+    """
     order = {module: index for index, module in enumerate(MODULES)}
     ordered = sorted(matrices, key=lambda item: (item.layer, order[item.module]))
     header = _plan(geometry, dtype, ordered)
+    _check(header)
     text = msgspec.json.encode(header)
     prefix = MAGIC + VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
     out.write(prefix + bytes(-len(prefix) % ALIGNMENT))
@@ -109,10 +114,12 @@ def read_packed(data: bytes | bytearray | memoryview) -> Packed:
         raise ObjectCorrupt("packed adapter: header longer than the file")
     try:
         header = msgspec.json.decode(view[start : start + length], type=PackedHeader)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ObjectCorrupt(f"packed adapter: {error}") from error
     begin = start + length + -(start + length) % ALIGNMENT
     payload = view[begin:]
+    if any(view[start + length : begin]):
+        raise ObjectCorrupt("packed adapter: something other than zeros between header and payload")
     if len(payload) != header.payload_bytes:
         raise ObjectCorrupt(f"packed adapter: payload of {len(payload)} bytes, header says {header.payload_bytes}")
     _check(header)
@@ -131,15 +138,22 @@ def _plan(geometry: Geometry, dtype: AdapterDtype, ordered: Sequence[LoraMatrice
 
 
 def _check(header: PackedHeader) -> None:
-    """Entries must lie one after the other: the same arithmetic as the writer's, so no view leaves the payload."""
-    offset, width = 0, NUMPY_DTYPE[header.dtype].itemsize
+    """Entries must lie one after the other in pool order: the writer's arithmetic, so no view leaves the payload."""
+    geometry, offset, width = header.geometry, 0, NUMPY_DTYPE[header.dtype].itemsize
+    if min(getattr(geometry, name) for name in geometry.__struct_fields__[1:]) < 1:
+        raise ObjectCorrupt("packed adapter: the base has a size below 1")
+    last = (-1, -1)
     for entry in header.entries:
-        if entry.module not in MODULES or not 0 <= entry.layer < header.geometry.num_layers or entry.rank < 1:
-            raise ObjectCorrupt(f"packed adapter: entry {entry.layer}.{entry.module} does not fit the base")
-        out_features, in_features = header.geometry.shape(entry.module)
+        name = f"entry {entry.layer}.{entry.module}"
+        if entry.module not in MODULES or not 0 <= entry.layer < geometry.num_layers or entry.rank < 1:
+            raise ObjectCorrupt(f"packed adapter: {name} does not fit the base")
+        place = (entry.layer, MODULES.index(entry.module))
+        if place <= last or not math.isfinite(entry.scaling):
+            raise ObjectCorrupt(f"packed adapter: {name} is out of order, or its scaling is no number")
+        out_features, in_features = geometry.shape(entry.module)
         offset_b = offset + entry.rank * in_features * width
         if (entry.offset_a, entry.offset_b) != (offset, offset_b):
-            raise ObjectCorrupt(f"packed adapter: entry {entry.layer}.{entry.module} has wrong offsets")
-        offset = offset_b + entry.rank * out_features * width
+            raise ObjectCorrupt(f"packed adapter: {name} has wrong offsets")
+        last, offset = place, offset_b + entry.rank * out_features * width
     if offset != header.payload_bytes or header.rank != max((e.rank for e in header.entries), default=0):
         raise ObjectCorrupt("packed adapter: sizes do not add up")
