@@ -53,8 +53,12 @@ class DiskTier:
 
         Raises StorageUnavailable when another process uses the folder or it cannot be used, StorageFull.
         """
-        with disk_errors(f"adapter folder {self._directory}"):
-            found = await self._names.run(self._scan)
+        try:
+            with disk_errors(f"adapter folder {self._directory}"):
+                found = await self._names.run(self._scan)
+        except BaseException:
+            self._lock.release()
+            raise
         victims = []
         for digest, size_bytes in found:
             evicted = self.ledger.add(digest, size_bytes)
