@@ -26,6 +26,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     rows referenced before rows are drained for it.
     socket_path, or host and port: where to listen. `token` is the shared secret; a TCP listener must have one.
     max_outgoing_bytes: unread output at which a gateway is cut off. drain_s: time for running sequences at SIGTERM.
+    max_step_s: a step that lasts longer is hung, and the process ends to be replaced.
     """
 
     model: str
@@ -49,6 +50,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_connections: Positive = 64
     max_outgoing_bytes: Positive = 8 * 1024**2
     drain_s: Annotated[float, Meta(ge=0)] = 10.0
+    max_step_s: Seconds = 120.0
 
     objects: Literal["local", "s3"] = "local"
     objects_root: str = ""

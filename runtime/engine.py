@@ -8,12 +8,12 @@ Each sequence ends exactly once, by output or by abort, and holds nothing from t
 
 import itertools
 import logging
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from runtime.adapter import MAX_LEASES, Loads, Way
+from runtime.admission import QueueSpeed, unacceptable
 from runtime.batch import BASE_SLOT, Batch, Row, Runner
 from runtime.blocks import BlockPool
 from runtime.errors import DeviceLost, DuplicateId, LogitsInvalid, RunnerMisused
@@ -23,7 +23,6 @@ from runtime.protocol import (
     Failure,
     FinishReason,
     ModelInfo,
-    SamplingParams,
     SequenceOutput,
     Stats,
     Submit,
@@ -106,8 +105,7 @@ class Engine:
         self._live: dict[tuple[int, int], Sequence] = {}
         self._numbers = itertools.count(1)
         self._outputs: list[Output] = []
-        self._seconds_per_sequence = 0.0
-        self._last_finish_at: float | None = None
+        self._speed = QueueSpeed()
         self._num_steps = self._num_generated = self._num_refused = 0
 
     def submit(self, owner: int, request: Submit) -> None:
@@ -117,7 +115,7 @@ class Engine:
         """
         if (owner, request.sequence_id) in self._live:
             raise DuplicateId(f"sequence {request.sequence_id} is still running")
-        failure = self._unacceptable(request)
+        failure = unacceptable(request, self._model, self._scheduler.fits, self._residency.too_large)
         if failure is not None:
             self._refuse(owner, request, failure)
             return
@@ -126,12 +124,12 @@ class Engine:
         try:
             displaced = self._scheduler.add(sequence)
         except QueueFull:
-            self._refuse(owner, request, self._overloaded())
+            self._refuse(owner, request, self._speed.overloaded(self._scheduler.num_waiting))
             return
         self._live[owner, request.sequence_id] = sequence
         if displaced is not None:
             self._num_refused += 1
-            self._end(displaced, "error", self._overloaded(), now)
+            self._end(displaced, "error", self._speed.overloaded(self._scheduler.num_waiting), now)
         if request.adapter is not None:
             if self._residency.admissible(request.adapter.digest):
                 sequence.state, sequence.adapter_ready_at, sequence.adapter_source = State.WAITING, now, "device"
@@ -295,7 +293,7 @@ class Engine:
         self._scheduler.finish(sequence)
         del self._live[sequence.owner, sequence.sequence_id]
         if failure is None:
-            self._finished_at(now)
+            self._speed.finished(now)
         output = SequenceOutput(
             sequence_id=sequence.sequence_id,
             token_ids=token_ids,
@@ -334,17 +332,6 @@ class Engine:
         )
         self._outputs.append(Output(owner, output))
 
-    def _overloaded(self) -> Failure:
-        """Trying again helps when about half of the queue has drained, at the pace of late."""
-        wait_s = self._seconds_per_sequence * self._scheduler.num_waiting / 2
-        return Failure("overloaded", "the queue of this runtime is full", float(min(max(math.ceil(wait_s), 1), 60)))
-
-    def _finished_at(self, now: float) -> None:
-        if self._last_finish_at is not None:
-            gap = now - self._last_finish_at
-            self._seconds_per_sequence += 0.1 * (gap - self._seconds_per_sequence)
-        self._last_finish_at = now
-
     def _sequence(self, owner: int, request: Submit, now: float) -> Sequence:
         seed = self._random_seed() if request.sampling.seed is None else request.sampling.seed
         return Sequence(
@@ -362,22 +349,6 @@ class Engine:
             state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
         )
 
-    def _unacceptable(self, request: Submit) -> Failure | None:
-        length = len(request.token_ids) + request.sampling.max_tokens
-        if not request.token_ids or not 0 <= min(request.token_ids) <= max(request.token_ids) < self._model.vocab_size:
-            return Failure("internal", f"token ids must be 0 .. {self._model.vocab_size - 1}, and at least one")
-        problem = _sampling_problem(request.sampling)
-        if problem is not None:
-            return Failure("internal", problem)
-        if not request.timeout_s > 0:
-            return Failure("timeout", "the deadline had passed on arrival")
-        if length > self._model.max_sequence_tokens:
-            limit = self._model.max_sequence_tokens
-            return Failure("too_long", f"prompt and answer take up to {length} tokens; the model takes {limit}")
-        if not self._scheduler.fits(length):
-            return Failure("too_long", f"prompt and answer take up to {length} tokens; the cache is smaller")
-        return None if request.adapter is None else self._residency.too_large(request.adapter.rank)
-
 
 def _row(item: Scheduled) -> Row:
     sequence = item.sequence
@@ -393,15 +364,3 @@ def _row(item: Scheduled) -> Row:
         prompt_tokens=sequence.prompt_tokens,
         seed=sequence.seed,
     )
-
-
-def _sampling_problem(sampling: SamplingParams) -> str | None:
-    """What no runner could compute with; the gateway has checked the contract's ranges."""
-    numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
-    if not all(map(math.isfinite, (*numbers, sampling.frequency_penalty, sampling.presence_penalty))):
-        return "sampling parameters must be finite numbers"
-    if sampling.max_tokens < 1 or sampling.top_k < 0 or sampling.temperature < 0:
-        return "max_tokens must be at least 1, top_k and temperature at least 0"
-    if not 0 < sampling.top_p <= 1 or sampling.repetition_penalty <= 0:
-        return "top_p must be in (0, 1], repetition_penalty above 0"
-    return None

@@ -41,6 +41,7 @@ class EngineThread:
         self._wake = threading.Condition()
         self._stopping = False
         self._ended = False
+        self._turn_began_at: float | None = None
         # A daemon: a step that never returns must not keep the process from leaving.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -80,6 +81,11 @@ class EngineThread:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def busy_s(self) -> float:
+        """How long the present turn (commands and a step) has lasted; 0 while asleep. From any thread."""
+        began = self._turn_began_at
+        return 0.0 if began is None else self._clock() - began
+
     def _check(self) -> None:
         if self._stopping or self._ended:
             raise EngineStopped("the engine has stopped")
@@ -97,6 +103,7 @@ class EngineThread:
             error = fault
         finally:
             with self._wake:
+                self._turn_began_at = None
                 self._ended = True
                 self._commands.clear()
             self._on_end(error)
@@ -107,12 +114,14 @@ class EngineThread:
             commands = self._take(busy)
             if commands is None:
                 return
+            self._turn_began_at = self._clock()
             for command in commands:
                 command(self._engine)
             result = self._engine.step()
             busy = result.progressed
             if result.outputs or result.statuses:
                 self._on_step(result)
+            self._turn_began_at = None
 
     def _take(self, busy: bool) -> deque[Command] | None:
         """What was posted; waits for it when there is nothing else to do. None when the thread shall end."""

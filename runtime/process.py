@@ -158,6 +158,7 @@ async def _run(config: RuntimeConfig) -> None:
             max_connections=config.max_connections,
             max_outgoing_bytes=config.max_outgoing_bytes,
             drain_s=config.drain_s,
+            max_step_s=config.max_step_s,
         )
         try:
             with bind(config) as listener:

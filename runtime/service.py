@@ -5,7 +5,7 @@
 
 Only the engine thread touches engine, runner and device; only the event loop touches connections, loader and tiers.
 A connection that closes, breaks the protocol or does not read loses its own sequences and nobody else's. `run` ends
-when it is told to stop, after draining, or with EngineStopped when the engine died.
+when it is told to stop, after draining, or with EngineStopped when the engine died or does not come back from a step.
 """
 
 import asyncio
@@ -74,10 +74,11 @@ class RuntimeService:
         max_connections: int = 64,
         max_outgoing_bytes: int = 8 * 1024**2,
         drain_s: float = 10.0,
+        max_step_s: float = 120.0,
     ) -> None:
         self._make_engine, self._clock, self._model, self._tier_bytes = make_engine, clock, model, tier_bytes
         self._token, self._max_connections = token.encode(), max_connections
-        self._max_outgoing_bytes, self._drain_s = max_outgoing_bytes, drain_s
+        self._max_outgoing_bytes, self._drain_s, self._max_step_s = max_outgoing_bytes, drain_s, max_step_s
         self._spans = spans or SequenceSpans(None, model.name)
         self._loader = AdapterLoader(tiers, self._loaded)
         self._connections: dict[int, Connection] = {}
@@ -97,7 +98,7 @@ class RuntimeService:
         engine = self._make_engine(ThreadLoads(self._loader, self._loop))
         self._thread = EngineThread(engine, self._clock, on_step=self._stepped, on_end=self._ended)
         async with asyncio.TaskGroup() as tasks:
-            loading = tasks.create_task(self._loader.run())
+            background = [tasks.create_task(self._loader.run()), tasks.create_task(self._watch())]
             try:
                 self._thread.start()
                 await self._serve(listener, stop, on_ready)
@@ -105,9 +106,11 @@ class RuntimeService:
                 self._thread.stop()
                 if not await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S):
                     logger.error("the engine is still in a step; leaving without it")
-                loading.cancel()
+                for task in background:
+                    task.cancel()
         if self._died.done():
-            raise EngineStopped("the engine died; see the log above") from self._died.exception()
+            error = self._died.exception()
+            raise EngineStopped(f"the engine died: {error or 'see the log above'}") from error
 
     async def _serve(self, listener: socket.socket, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
         start = asyncio.start_unix_server if listener.family == socket.AF_UNIX else asyncio.start_server
@@ -124,6 +127,13 @@ class RuntimeService:
             stopping.cancel()
             server.close()
             await self._hang_up()
+
+    async def _watch(self) -> None:
+        """A step that does not come back is as bad as a dead engine: this process must be replaced."""
+        while not self._died.done():
+            await asyncio.sleep(min(1.0, self._max_step_s / 4))
+            if self._thread.busy_s() > self._max_step_s and not self._died.done():
+                self._died.set_exception(EngineStopped(f"a step has not come back for {self._max_step_s:g} s"))
 
     async def _drain(self) -> None:
         """Sequences that run may end; new ones are refused by then."""

@@ -257,6 +257,17 @@ async def test_a_lost_device_ends_the_service_and_every_stream(tmp_path: Path) -
             await running.task
 
 
+async def test_a_step_that_does_not_come_back_ends_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.service.JOIN_TIMEOUT_S", 0.05)
+    async with serving(tmp_path, max_step_s=0.2) as running, running.client() as client:
+        await client.wait_ready(5)
+        running.runner.gate.clear()
+        with pytest.raises(RuntimeLost):
+            await ask(client)
+        with pytest.raises(EngineStopped, match="has not come back"):
+            await asyncio.wait_for(running.task, 5)
+
+
 async def test_a_full_command_queue_refuses_new_sequences(tmp_path: Path) -> None:
     async with serving(tmp_path) as running, running.client() as client:
         await client.wait_ready(5)
