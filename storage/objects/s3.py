@@ -205,9 +205,11 @@ class _Upload:
             return
         try:
             async with _request(self._what, _ABORT_S):
-                await self._client.abort_multipart_upload(**self._place, UploadId=self._id)
-        except ObjectMissing:
-            pass  # already gone
+                try:
+                    await self._client.abort_multipart_upload(**self._place, UploadId=self._id)
+                except ClientError as error:
+                    if _code(error) != "NoSuchUpload":  # already gone
+                        raise
         except StorageError as error:
             logger.warning("a multipart upload of %s stays open until the bucket expires it: %s", self._what, error)
         self._id = None
@@ -270,7 +272,7 @@ async def _request(what: str, timeout_s: float) -> AsyncIterator[None]:
             yield
     except ClientError as error:
         code, status = _code(error), _status(error)
-        if code in _MISSING or code == "NoSuchUpload":
+        if code in _MISSING:
             raise ObjectMissing(f"{what}: there is none") from error
         if code in _FULL or status in (413, 507):
             raise StorageFull(f"{what}: the bucket takes no more ({error})") from error

@@ -171,6 +171,15 @@ async def test_writers_take_turns(database: Database) -> None:
     assert await names(database) == [f"{number:03}" for number in range(50)]
 
 
+async def test_a_write_has_the_file_to_itself_from_its_start(database: Database) -> None:
+    """Else a read at its start could be out of date by the time of its first change."""
+    async with database.write():
+        other = sqlite3.connect(database.path, timeout=0, isolation_level=None)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+
+
 async def test_a_write_inside_a_write_is_refused(database: Database) -> None:
     with pytest.raises(RuntimeError, match="inside"):
         async with database.write(), database.write():

@@ -147,6 +147,7 @@ async def test_an_object_that_is_not_what_it_should_be(
     tiers = await open_tiers()
     with pytest.raises(ObjectCorrupt):
         await tiers.fetch(digest, key, size)
+    assert objects.reads[key] == 1
     assert files(tmp_path) == []
     assert tiers.stats()["memory"].used_bytes == tiers.stats()["disk"].used_bytes == 0
 
@@ -259,7 +260,7 @@ async def test_least_recently_used_goes_first(open_tiers: Open, objects: GatedOb
 
 async def test_bytes_in_use_are_not_evicted_and_the_next_waits(open_tiers: Open, objects: GatedObjects) -> None:
     a, b, c = (objects.add(os.urandom(1000)) for _ in range(3))
-    tiers = await open_tiers(memory=2000)
+    tiers = await open_tiers(memory=2010)  # there is room for the small one, but it is not its turn
     held_a, held_b = await tiers.fetch(*a), await tiers.fetch(*b)
     waiting = asyncio.create_task(tiers.fetch(*c))
     while tiers.state(c[0]) != "disk":
@@ -294,6 +295,52 @@ async def test_a_waiter_who_leaves_the_queue_for_room(open_tiers: Open, objects:
     held.release()
     with await second as fetched:
         assert len(fetched.data) == 1000
+
+
+async def test_a_place_given_up_lets_the_next_one_in(open_tiers: Open, objects: GatedObjects) -> None:
+    a, b, c = (objects.add(os.urandom(size)) for size in (1000, 1500, 500))
+    tiers = await open_tiers(memory=2000)
+    held = await tiers.fetch(*a)
+    large = asyncio.create_task(tiers.fetch(*b))
+    while tiers.state(b[0]) != "disk":
+        await asyncio.sleep(0)
+    small = asyncio.create_task(tiers.fetch(*c))
+    while tiers.state(c[0]) != "disk":
+        await asyncio.sleep(0)
+    large.cancel()
+    (await asyncio.wait_for(small, 10)).release()
+    held.release()
+
+
+async def test_room_that_was_just_given_is_given_back(open_tiers: Open, objects: GatedObjects) -> None:
+    """The release hands the room over at once; the owner who gets it is stopped before it runs."""
+    a, b = (objects.add(os.urandom(1000)) for _ in range(2))
+    tiers = await open_tiers(memory=1000)
+    held = await tiers.fetch(*a)
+    waiting = asyncio.create_task(tiers.fetch(*b))
+    while tiers.state(b[0]) != "disk":
+        await asyncio.sleep(0)
+    held.release()
+    tiers._loads[b[0]].task.cancel()
+    with pytest.raises(StorageUnavailable):
+        await waiting
+    assert tiers.stats()["memory"].used_bytes == 0
+    with await tiers.fetch(*b) as fetched:
+        assert len(fetched.data) == 1000
+
+
+async def test_a_waiter_leaves_just_after_the_landing(open_tiers: Open, objects: GatedObjects) -> None:
+    """Its pin is counted already, and it will not be there to take it."""
+    wanted = objects.add(os.urandom(KIB))
+    tiers = await open_tiers()
+    tasks = [asyncio.create_task(tiers.fetch(*wanted)) for _ in range(3)]
+    while tiers.state(wanted[0]) != "host":
+        await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in results] == [asyncio.CancelledError] * 3
+    assert tiers._memory.ledger.pinned_bytes == 0
 
 
 async def test_one_waiter_of_two_leaves(open_tiers: Open, objects: GatedObjects) -> None:
