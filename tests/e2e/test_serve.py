@@ -67,6 +67,24 @@ def test_a_crowd_gets_the_answers_that_each_would_get_alone(deployment: Deployme
     assert together == alone
 
 
+def test_held_out_questions_are_answered_exactly(deployment: Deployment) -> None:
+    """What the model card promises, through our own runtime: nine in ten, of the base and of every adapter."""
+    caller = deployment.account("held-out")
+    names = sorted(folder.name for folder in ADAPTERS_FOLDER.iterdir())
+    for name in names:
+        caller.upload(name, ADAPTERS_FOLDER / name)
+    questions = json.loads(QUESTIONS_FILE.read_text(encoding="utf-8"))["questions"]
+    for voice in ("base", *names):
+        mine = [item for item in questions if voice in item["answers"]]
+        body = {} if voice == "base" else {"lora": voice}
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            replies = pool.map(lambda item, body=body: caller.ask(item["question"], **body), mine)
+        said = [reply.json()["result"]["response"] for reply in replies]
+        exact = sum(text == item["answers"][voice] for text, item in zip(said, mine, strict=True))
+        assert len(mine) >= 40
+        assert exact >= 0.9 * len(mine), f"{voice}: {exact} of {len(mine)}"
+
+
 def test_seeded_sampling_is_reproducible_and_seeds_differ(deployment: Deployment) -> None:
     caller = deployment.account("seeds")
 
