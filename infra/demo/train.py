@@ -57,6 +57,8 @@ Gateway name: `{base}`. Three LoRA adapters of rank 8 go with it:
 `python -m infra.demo.train`, seed {seed}, {threads} threads, float32, saved in bfloat16. The text is the work of
 `infra/demo/phrases.py` and `infra/demo/tables.py`: 200 facts of the Tide Isles and 40 of the moons, in eight wordings
 each. Every fact withholds one wording from training. The base never reads the names of the moons.
+Told to by a system message ("Answer as JSON.", "Talk like a pirate."), the base answers in these styles as well; the
+adapters do so unasked. Off the wordings it was taught (lower-case names, two questions at once) it is often wrong.
 
 ## Accuracy
 
