@@ -203,11 +203,18 @@ async def test_pings_are_answered_by_the_engine_and_never_pile_up(tmp_path: Path
         gateway.writer.write(encode(submit(1, max_tokens=1)))
         for second in range(2000):
             gateway.writer.write(encode(Ping(float(second))))
-        await gateway.writer.drain()
-        assert len(running.service._thread._commands) <= 2
+        gateway.writer.write(encode(submit(2, max_tokens=1)))
+        async with asyncio.timeout(5):
+            while running.service._live() < 2:
+                await asyncio.sleep(0.001)
+        # The first ping may be in the step that hangs; another one and the two submits may wait.
+        assert len(running.service._thread._commands) <= 3
         running.runner.gate.set()
-        frames = [await gateway.next(), await gateway.next()]
-        assert {type(frame) for frame in frames} == {Step, Pong}
+        pongs = 0
+        for _ in range(2):
+            while not isinstance(frame := await gateway.next(), Step):
+                pongs += isinstance(frame, Pong)
+        assert pongs <= 2
 
 
 async def test_draining_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
