@@ -7,7 +7,11 @@ because everything else runs anywhere.
 """
 
 import asyncio
+import contextlib
+import functools
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -148,7 +152,12 @@ async def _open_runtimes(
         model = catalog.get(name)
         tokenizer = await asyncio.to_thread(_load_tokenizer, model)
         client = await stack.enter_async_context(
-            RuntimeClient(socket_path=socket_path, token=token, gateway_id=gateway_id)
+            RuntimeClient(
+                socket_path=socket_path,
+                token=token,
+                gateway_id=gateway_id,
+                on_hung=functools.partial(_replace_hung, model.name),
+            )
         )
         backends[model.name] = RuntimeBackend(
             client,
@@ -158,6 +167,13 @@ async def _open_runtimes(
             request_timeout_s=settings.server.request_timeout_s,
         )
     return backends
+
+
+def _replace_hung(model: str, pid: int) -> None:
+    """A runtime that stopped answering is killed, so that the supervisor starts another; it is on this machine."""
+    logger.error("the runtime of %s (pid %d) does not answer: killed, so that it is replaced", model, pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _make_data_dir(text: str) -> Path:

@@ -13,6 +13,8 @@ import contextlib
 import itertools
 import logging
 import random
+import socket
+import struct
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +64,8 @@ class RuntimeClient:
     """Use as `async with RuntimeClient(...) as client`; everything is freed at the end of the block.
 
     socket_path, or host and port, name the runtime; `token` is the deployment's shared secret. `on_hung` is called
-    (in the event loop) when `max_missed_pongs` pings in a row went unanswered; the connection is dropped then. The
-    default is three, or ten for a model on a CPU, where one step may honestly take seconds.
+    (in the event loop, with the runtime's pid) when `max_missed_pongs` pings in a row went unanswered; the connection
+    is dropped then. The default is three, or ten for a model on a CPU, where one step may honestly take seconds.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class RuntimeClient:
         max_missed_pongs: int | None = None,
         connect_timeout_s: float = 5.0,
         max_streams: int = 4096,
-        on_hung: Callable[[], None] | None = None,
+        on_hung: Callable[[int], None] | None = None,
     ) -> None:
         if (socket_path is None) == (host is None):
             raise ValueError("give either socket_path or host")
@@ -244,7 +246,9 @@ class RuntimeClient:
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._socket_path is not None:
-            return await asyncio.open_unix_connection(str(self._socket_path))
+            reader, writer = await asyncio.open_unix_connection(str(self._socket_path))
+            self.pid = _peer_pid(writer)
+            return reader, writer
         return await asyncio.open_connection(self._host, self._port)
 
     def _greeted(self, frame: ServerFrame | None) -> None:
@@ -272,8 +276,8 @@ class RuntimeClient:
     def _hung(self, problem: str) -> None:
         logger.error("%s", problem)
         self._problem = problem
-        if self._on_hung is not None:
-            self._on_hung()
+        if self._on_hung is not None and self.pid is not None:
+            self._on_hung(self.pid)
 
     def _take(self, frame: ServerFrame) -> None:
         match frame:
@@ -298,6 +302,17 @@ class RuntimeClient:
             self._writer = None
         for stream in self._streams.values():
             stream.fail(RuntimeLost(f"the runtime went away: {self._problem}"))
+
+
+def _peer_pid(writer: asyncio.StreamWriter) -> int | None:
+    """Who listens at the other end of a Unix socket, also when it never says a word; None where no kernel tells."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    credentials = writer.get_extra_info("socket").getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    pid, _, _ = struct.unpack("3i", credentials)
+    return int(pid) or None
 
 
 async def _drained(writer: asyncio.StreamWriter) -> None:

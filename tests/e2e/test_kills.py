@@ -70,6 +70,18 @@ def test_kill_of_the_runtime_ends_streams_with_a_typed_error_and_is_healed(tmp_p
         assert caller.ask("What does Molbury sell?").json()["result"]["response"].strip() == "Molbury sells wool."
 
 
+def test_a_hung_runtime_is_replaced(tmp_path: Path) -> None:
+    with deploy(tmp_path / "data") as deployment:
+        caller = deployment.account("acme")
+        pid = _pid(deployment, "runtime")
+        os.kill(pid, signal.SIGSTOP)
+        reply = caller.ask("What does Molbury sell?")
+        assert reply.status_code in (200, 503)  # waited for the replacement, or told to come again
+        assert wait_gone([pid], 30) == []
+        deployment.wait_until_ready()
+        assert caller.ask("What does Molbury sell?").json()["result"]["response"] == "Molbury sells wool."
+
+
 def test_kill_of_the_parent_leaves_nothing_running(tmp_path: Path) -> None:
     with deploy(tmp_path / "data") as deployment:
         os.kill(deployment.process.pid, signal.SIGKILL)

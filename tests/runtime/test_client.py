@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -105,16 +106,16 @@ async def test_a_restarted_runtime_is_found_again(tmp_path: Path) -> None:
 
 
 async def test_a_hung_engine_is_noticed_and_told(tmp_path: Path) -> None:
-    hung = asyncio.Event()
+    hung: list[int] = []
     async with (
         serving(tmp_path) as running,
-        running.client(ping_interval_s=0.05, max_missed_pongs=3, on_hung=hung.set) as client,
+        running.client(ping_interval_s=0.05, max_missed_pongs=3, on_hung=hung.append) as client,
     ):
         await client.wait_ready(5)
         running.runner.gate.clear()
         with pytest.raises(RuntimeLost, match="answered none of 3 pings"):
             await ask(client)
-        assert hung.is_set()
+        assert hung == [os.getpid()]
         running.runner.gate.set()
         await client.wait_ready(5)
         tokens, _ = await ask(client)
@@ -133,7 +134,7 @@ async def test_a_frozen_process_is_noticed_before_it_says_welcome(tmp_path: Path
     async with (
         server,
         RuntimeClient(
-            socket_path=silent, token=TOKEN, gateway_id="g", connect_timeout_s=0.05, on_hung=hung.set
+            socket_path=silent, token=TOKEN, gateway_id="g", connect_timeout_s=0.05, on_hung=lambda pid: hung.set()
         ) as client,
     ):
         async with asyncio.timeout(5):
