@@ -23,7 +23,9 @@ ALIASES: Final[dict[str, str]] = {
     "@cf/mistralai/mistral-7b-instruct-v0.2-lora": "@cf/mistral/mistral-7b-instruct-v0.2-lora",
 }
 # Families whose linear modules are the seven that an adapter may change.
-LORA_FAMILIES: Final[frozenset[str]] = frozenset({"llama", "mistral", "gemma"})
+LORA_FAMILIES: Final[frozenset[str]] = frozenset(
+    {"llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"}
+)
 _NAME = re.compile(r"(?:@[a-z]+/)?[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
 _ID_SPACE = uuid.UUID("8d3f9c52-6b3e-5f0a-9d0e-3f1b6f6a7c10")
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "data" / "base"

@@ -14,11 +14,13 @@ The rotation runs in fp32 and is rounded once. Places must be distinct.
 import torch
 
 
-def rotary_table(inverse_frequency: torch.Tensor, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cos, signed sin), each [num_positions, 1, D] fp32, for frequencies [D/2]."""
+def rotary_table(
+    inverse_frequency: torch.Tensor, num_positions: int, amplitude: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cos, signed sin), each [num_positions, 1, D] fp32 and times `amplitude`, for frequencies [D/2]."""
     positions = torch.arange(num_positions, dtype=torch.float32, device=inverse_frequency.device)
     angles = positions[:, None] * inverse_frequency.float()
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
     return torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1)
 
 

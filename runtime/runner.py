@@ -16,7 +16,6 @@ from runtime.errors import ConfigInvalid, DeviceLost
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.kv_cache import KVCache
 from runtime.layers.lora import LoraPlanner
-from runtime.layers.rotary import inverse_frequency
 from runtime.layers.step import StepBuilder
 from runtime.models.config import ModelConfig
 from runtime.models.decoder import Decoder, load_decoder
@@ -74,10 +73,10 @@ class TorchRunner:
         steps = StepBuilder(
             cache,
             LoraPlanner(pool),
-            inverse_frequency(config.rope, geometry.head_dim),
+            config.kinds,
+            head_dim=geometry.head_dim,
             vocab_size=config.vocab_size,
             max_positions=min(config.max_positions, num_blocks * block_tokens),
-            sliding_window=config.sliding_window,
             dtype=torch_dtype,
             device=torch_device,
         )

@@ -1,14 +1,14 @@
-"""The decoder of every supported family: Llama, Mistral and Gemma differ only by the values of `ModelConfig`.
+"""The decoder of every supported family: they differ only by the values of `ModelConfig`.
 
     h = embedding(tokens) [* scale]
-    each layer:  h += attention(norm(h));  h += mlp(norm(h))
-    logits = norm(h[sampled]) @ head.T
+    each layer:  h += [norm] attention(norm(h));  h += [norm] mlp(norm(h))
+    logits = [softcap] norm(h[sampled]) @ head.T
 
 Weights are frozen dataclasses of tensors, not modules: nothing is trained here and a call costs one Python frame.
 q, k, v and gate, up are fused when loading, and the last norm and the head run only for the rows that are sampled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,19 @@ from runtime.layers.mlp import GatedMLP
 from runtime.layers.step import StepInputs
 from runtime.models.config import ModelConfig
 from runtime.weights import Checkpoint, open_checkpoint
+from storage.geometry import GROUPS
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """Norm weights include the family's offset."""
+    """Norm weights include the family's offset. The `out` norms are those of families that norm a block's output."""
 
     attention_norm: torch.Tensor
     attention: Attention
+    attention_out_norm: torch.Tensor | None
     mlp_norm: torch.Tensor
     mlp: GatedMLP
+    mlp_out_norm: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,15 @@ class Decoder:
         if self.embedding_scale is not None:
             hidden = hidden * self.embedding_scale
         for layer in self.layers:
-            hidden.add_(layer.attention(rms_norm(hidden, layer.attention_norm, eps), step))
-            hidden.add_(layer.mlp(rms_norm(hidden, layer.mlp_norm, eps), step.lora))
+            out = layer.attention(rms_norm(hidden, layer.attention_norm, eps), step)
+            hidden.add_(out if layer.attention_out_norm is None else rms_norm(out, layer.attention_out_norm, eps))
+            out = layer.mlp(rms_norm(hidden, layer.mlp_norm, eps), step.lora)
+            hidden.add_(out if layer.mlp_out_norm is None else rms_norm(out, layer.mlp_out_norm, eps))
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
-        return torch.nn.functional.linear(rms_norm(hidden, self.norm, eps), self.head)
+        logits = torch.nn.functional.linear(rms_norm(hidden, self.norm, eps), self.head)
+        cap = self.config.logits_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 def load_decoder(
@@ -89,7 +96,7 @@ class _Loader:
         config, hidden = self._config, self._config.geometry.hidden_size
         embedding = self._tensor("model.embed_tokens.weight", (config.vocab_size, hidden))
         layers = tuple(self._layer(index) for index in range(config.geometry.num_layers))
-        norm = self._norm("model.norm.weight")
+        norm = self._norm("model.norm.weight", hidden)
         if config.ties_embedding:
             self._checkpoint.skip("lm_head.weight")
             head = embedding
@@ -101,36 +108,60 @@ class _Loader:
         return Decoder(config, embedding, scale_tensor, layers, norm, head, self._num_parameters)
 
     def _layer(self, index: int) -> DecoderLayer:
-        prefix = f"model.layers.{index}"
+        config, prefix = self._config, f"model.layers.{index}"
         attention = Attention(
-            qkv=self._linear(index, "self_attn", 0, ("q_proj", "k_proj", "v_proj")),
-            o=self._linear(index, "self_attn", 1, ("o_proj",)),
+            qkv=self._linear(index, "self_attn", 0, GROUPS["qkv"]),
+            o=self._linear(index, "self_attn", 1, GROUPS["o"]),
             cache=self._cache.layers[index],
-            num_heads=self._config.geometry.num_heads,
+            num_heads=config.geometry.num_heads,
+            kind=config.layer_kinds[index],
+            qk_norm=self._qk_norm(f"{prefix}.self_attn") if config.qk_norm else None,
+            norm_eps=config.norm_eps,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
         )
         mlp = GatedMLP(
-            gate_up=self._linear(index, "mlp", 2, ("gate_proj", "up_proj")),
-            down=self._linear(index, "mlp", 3, ("down_proj",)),
-            activation=self._config.activation,
+            gate_up=self._linear(index, "mlp", 2, GROUPS["gate_up"]),
+            down=self._linear(index, "mlp", 3, GROUPS["down"]),
+            activation=config.activation,
         )
+        names, hidden = config.norm_names, config.geometry.hidden_size
+
+        def norm(name: str) -> torch.Tensor:
+            return self._norm(f"{prefix}.{name}.weight", hidden)
+
         return DecoderLayer(
-            self._norm(f"{prefix}.input_layernorm.weight"),
+            norm(names.attention),
             attention,
-            self._norm(f"{prefix}.post_attention_layernorm.weight"),
+            norm(names.attention_out) if names.attention_out else None,
+            norm(names.mlp),
             mlp,
+            norm(names.mlp_out) if names.mlp_out else None,
         )
 
     def _linear(self, layer: int, block: str, group: int, modules: tuple[str, ...]) -> LoraLinear:
-        names = [f"model.layers.{layer}.{block}.{module}.weight" for module in modules]
+        paths = [f"model.layers.{layer}.{block}.{module}" for module in modules]
         shapes = [self._config.geometry.shape(module) for module in modules]
-        weight = self._checkpoint.fused(names, shapes, self._dtype, self._device)
-        self._num_parameters += weight.numel()
-        return LoraLinear(weight, layer, group, len(modules))
+        weight = self._fused([f"{path}.weight" for path in paths], shapes)
+        bias = None
+        if set(modules) <= set(self._config.biased):
+            bias = self._fused([f"{path}.bias" for path in paths], [shape[:1] for shape in shapes])
+        return LoraLinear(weight, layer, group, len(modules), bias)
 
-    def _norm(self, name: str) -> torch.Tensor:
+    def _qk_norm(self, prefix: str) -> torch.Tensor:
+        geometry = self._config.geometry
+        q, k = (self._norm(f"{prefix}.{side}_norm.weight", geometry.head_dim) for side in "qk")
+        return torch.cat((q.expand(geometry.num_heads, -1), k.expand(geometry.num_kv_heads, -1)))
+
+    def _norm(self, name: str, size: int) -> torch.Tensor:
         offset = self._config.norm_offset
-        weight = self._tensor(name, (self._config.geometry.hidden_size,), torch.float32 if offset else self._dtype)
+        weight = self._tensor(name, (size,), torch.float32 if offset else self._dtype)
         return weight + offset if offset else weight
+
+    def _fused(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        tensor = self._checkpoint.fused(names, shapes, self._dtype, self._device)
+        self._num_parameters += tensor.numel()
+        return tensor
 
     def _tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         tensor = self._checkpoint.tensor(name, shape, dtype or self._dtype, self._device)

@@ -16,11 +16,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from runtime.batch import BASE_SLOT, Batch, Row
@@ -38,11 +42,24 @@ _SMALL: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 _GQA: dict[str, Any] = {"hidden_size": 54, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}
+_DEEP: dict[str, Any] = {**_SMALL, "num_hidden_layers": 7}
+# Caps far below the scores that these weights give, so that a missing cap shows.
+_GEMMA2: dict[str, Any] = {
+    "query_pre_attn_scalar": 7,
+    "sliding_window": 19,
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 4.0,
+}
 _MQA: dict[str, Any] = {"hidden_size": 33, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 22}
 
 
 def _rope(**values: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 5000.0, **values}}
+
+
+def _two_ropes() -> dict[str, Any]:
+    full = {"rope_type": "linear", "factor": 3.0, "rope_theta": 50000.0}
+    return {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 700.0}}
 
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -67,6 +84,48 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma-heads": lambda: GemmaConfig(
         **_SMALL, hidden_size=40, num_attention_heads=4, num_key_value_heads=4, head_dim=18
     ),
+    "llama-yarn-rope": lambda: LlamaConfig(
+        **_SMALL, **_GQA, **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+    ),
+    "llama-yarn-whole": lambda: LlamaConfig(
+        **_SMALL,
+        **_GQA,
+        **_rope(
+            rope_type="yarn",
+            factor=8.0,
+            original_max_position_embeddings=32,
+            beta_fast=8.0,
+            beta_slow=2.0,
+            mscale=0.7,
+            mscale_all_dim=0.4,
+            truncate=False,
+        ),
+    ),
+    "llama-biases": lambda: LlamaConfig(**_SMALL, **_GQA, attention_bias=True, mlp_bias=True),
+    "gemma2-gqa": lambda: Gemma2Config(**_SMALL, **_GQA, **_GEMMA2),
+    "gemma2-mqa-uncapped": lambda: Gemma2Config(
+        **_SMALL, **_MQA, **{**_GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}
+    ),
+    "gemma3-gqa": lambda: Gemma3TextConfig(
+        **_DEEP, **_GQA, query_pre_attn_scalar=7, sliding_window=19, rope_parameters=_two_ropes()
+    ),
+    "gemma3-mqa": lambda: Gemma3TextConfig(
+        **_SMALL,
+        **_MQA,
+        query_pre_attn_scalar=30,
+        sliding_window=1,
+        final_logit_softcapping=3.0,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "qwen2-gqa": lambda: Qwen2Config(**_SMALL, **_GQA, **_rope(rope_type="default")),
+    "qwen2-window-tied": lambda: Qwen2Config(
+        **_SMALL, **_MQA, use_sliding_window=True, sliding_window=23, max_window_layers=1, tie_word_embeddings=True
+    ),
+    "qwen2-yarn": lambda: Qwen2Config(
+        **_SMALL, **_GQA, **_rope(rope_type="yarn", factor=2.0, original_max_position_embeddings=128)
+    ),
+    "qwen3-gqa": lambda: Qwen3Config(**_SMALL, **_GQA, **_rope(rope_type="default")),
+    "qwen3-mqa-biases": lambda: Qwen3Config(**_SMALL, **_MQA, attention_bias=True, tie_word_embeddings=True),
 }
 
 
@@ -79,7 +138,7 @@ def make_base(name: str, folder: Path, seed: int = 7) -> PreTrainedModel:
     model = build(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if "norm" in parameter_name:
+            if "norm" in parameter_name or parameter_name.endswith(".bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(folder)
     assert isinstance(model, PreTrainedModel)

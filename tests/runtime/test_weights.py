@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import ModelInvalid, RuntimeFault
+from runtime.models.attention_kinds import AttentionKind
 from runtime.models.config import ModelConfig
+from runtime.models.rope import Rope
 from runtime.weights import open_checkpoint
 from tests.runtime.oracle import Job, decode, load_runner, make_base
 
@@ -111,7 +113,10 @@ def lose_shard(folder: Path) -> None:
     (folder / "model-2-of-2.safetensors").unlink()
 
 
+FAMILY_NAMES = "supported are gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3"
 Q0 = "model.layers.0.self_attn.q_proj.weight"
+
+GEMMA2: dict[str, Any] = {"model_type": "gemma2", "hidden_act": "gelu_pytorch_tanh"}
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
@@ -143,11 +148,44 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
     "generation config is not JSON": (lambda f: (f / "generation_config.json").write_text("{"), "generation_config"),
-    "another family": (lambda f: edit_config(f, model_type="gpt2"), "supported are gemma, llama, mistral"),
+    "another family": (lambda f: edit_config(f, model_type="gpt2"), FAMILY_NAMES),
+    "several modalities": (lambda f: edit_config(f, model_type="gemma3", text_config={}), "its text part can be"),
+    "no family": (lambda f: edit_config(f, model_type=...), FAMILY_NAMES),
     "another activation": (lambda f: edit_config(f, hidden_act="relu"), "hidden_act 'relu'"),
-    "biases": (lambda f: edit_config(f, attention_bias=True), "attention_bias"),
+    "biases missing": (lambda f: edit_config(f, attention_bias=True), "q_proj.bias is missing"),
+    "biases of another family": (lambda f: edit_config(f, model_type="mistral", attention_bias=True), "attention_bias"),
+    "softcap of another family": (lambda f: edit_config(f, final_logit_softcapping=30.0), "final_logit_softcapping"),
+    "softcap below zero": (
+        lambda f: edit_config(f, **GEMMA2, final_logit_softcapping=-1.0),
+        "final_logit_softcapping must be above 0",
+    ),
+    "no head_dim": (lambda f: edit_config(f, model_type="qwen3", head_dim=...), "head_dim is missing"),
+    "window missing": (lambda f: edit_config(f, **GEMMA2, sliding_window=None), "sliding_window is off"),
+    "window of nothing": (lambda f: edit_config(f, **GEMMA2, sliding_window=0), "sliding_window 0"),
+    "layer types missing": (lambda f: edit_config(f, **GEMMA2, layer_types=["full_attention"]), "a list of 3"),
+    "layer types unknown": (lambda f: edit_config(f, **GEMMA2, layer_types=["chunked_attention"] * 3), "a list of 3"),
+    "both directions": (lambda f: edit_config(f, use_bidirectional_attention=True), "use_bidirectional"),
+    "norms missing": (lambda f: edit_config(f, **GEMMA2), "pre_feedforward_layernorm.weight is missing"),
     "quantized": (lambda f: edit_config(f, quantization_config={"bits": 4}), "quantized"),
-    "yarn": (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn", "factor": 2.0}), "'yarn'"),
+    "yarn": (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn"}), "factor"),
+    "dynamic rope": (lambda f: edit_config(f, rope_scaling={"type": "dynamic", "factor": 2.0}), "'dynamic'"),
+    "rope is a list": (lambda f: edit_config(f, rope_parameters=[["rope_type", "linear"]]), "must be an object"),
+    "rope by layer type": (
+        lambda f: edit_config(f, rope_parameters={"full_attention": {"rope_theta": 1e6}}),
+        "not supported for this family",
+    ),
+    "rope not by layer type": (
+        lambda f: edit_config(f, **GEMMA2 | {"model_type": "gemma3_text"}, rope_parameters={"rope_theta": 1e6}),
+        "must be keyed by full_attention and sliding_attention",
+    ),
+    "rope of base one": (lambda f: edit_config(f, rope_parameters={"rope_theta": 1.0}), "rope_theta 1.0"),
+    "rope factor zero": (lambda f: edit_config(f, rope_scaling={"type": "linear", "factor": 0}), "rope factor 0.0"),
+    "rope factors reversed": (
+        lambda f: edit_config(
+            f, rope_scaling={"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}
+        ),
+        "low_freq_factor 4.0",
+    ),
     "rope without factor": (lambda f: edit_config(f, rope_parameters={"rope_type": "linear"}), "factor"),
     "partial rotary": (lambda f: edit_config(f, partial_rotary_factor=0.5), "partial_rotary_factor"),
     "odd head": (lambda f: edit_config(f, head_dim=9), "head_dim 9"),
@@ -194,9 +232,10 @@ def test_both_spellings_of_rope_are_read() -> None:
     old = ModelConfig.from_config({**shared, "rope_theta": 5e5, "rope_scaling": llama3}, {})
     new = ModelConfig.from_config({**shared, "rope_parameters": {"rope_theta": 5e5, **llama3}}, {})
     assert old == new
-    assert (old.rope.theta, old.rope.kind, old.rope.factor, old.rope.original_positions) == (5e5, "llama3", 8.0, 64)
+    (kind,) = old.kinds
+    assert kind.rope == Rope(5e5, "llama3", 8.0, 64, 1.0, 4.0)
     plain = ModelConfig.from_config({**shared, "rope_scaling": {"type": "linear", "factor": 2.0}}, {})
-    assert (plain.rope.theta, plain.rope.kind, plain.rope.factor) == (10000.0, "linear", 2.0)
+    assert plain.kinds == (AttentionKind(Rope(10000.0, "linear", 2.0), None),)
 
 
 def test_end_of_sequence_comes_from_the_generation_config_first(folder: Path) -> None:
@@ -214,9 +253,9 @@ def test_the_four_catalogue_models_are_supported() -> None:
     gemma = {"model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 8}
     rest = {"num_hidden_layers": 2, "vocab_size": 32000, "hidden_act": "silu", "rms_norm_eps": 1e-5}
     config = ModelConfig.from_config({**rest, **llama2, "rope_scaling": None, "pretraining_tp": 1}, {})
-    assert (config.geometry.head_dim, config.rope.kind, config.ties_embedding) == (128, "default", False)
+    assert (config.geometry.head_dim, config.kinds[0].rope, config.ties_embedding) == (128, Rope(10000.0), False)
     config = ModelConfig.from_config({**rest, **mistral, "rope_theta": 1e6, "sliding_window": None}, {})
-    assert (config.rope.theta, config.sliding_window, config.geometry.num_kv_heads) == (1e6, None, 8)
+    assert (config.kinds, config.geometry.num_kv_heads) == ((AttentionKind(Rope(1e6), None),), 8)
     names = {"hidden_act": "gelu", "hidden_activation": None, "head_dim": 256, "num_key_value_heads": 1}
     config = ModelConfig.from_config({**rest, **gemma, **names}, {})
     assert (config.activation, config.norm_offset, config.ties_embedding) == ("gelu_tanh", 1.0, True)
