@@ -38,6 +38,10 @@ class Sampling(msgspec.Struct, frozen=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_p: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class ChatRequest(msgspec.Struct, frozen=True):

@@ -8,7 +8,15 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from runtime.protocol import Failure, ModelInfo, SamplingParams, Submit
+from runtime.protocol import (
+    MAX_LOGIT_BIASES,
+    MAX_STOP_TOKENS,
+    MAX_TOP_LOGPROBS,
+    Failure,
+    ModelInfo,
+    SamplingParams,
+    Submit,
+)
 
 LONGEST_RETRY_S: Final = 60
 
@@ -22,7 +30,7 @@ def unacceptable(
     """
     if not request.token_ids or not 0 <= min(request.token_ids) <= max(request.token_ids) < model.vocab_size:
         return Failure("internal", f"token ids must be 0 .. {model.vocab_size - 1}, and at least one")
-    problem = _sampling_problem(request.sampling)
+    problem = _sampling_problem(request.sampling, model.vocab_size)
     if problem is not None:
         return Failure("internal", problem)
     if not request.timeout_s > 0:
@@ -36,7 +44,7 @@ def unacceptable(
     return None if request.adapter is None else too_large(request.adapter.rank)
 
 
-def _sampling_problem(sampling: SamplingParams) -> str | None:
+def _sampling_problem(sampling: SamplingParams, vocab_size: int) -> str | None:
     numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
     if not all(map(math.isfinite, (*numbers, sampling.frequency_penalty, sampling.presence_penalty))):
         return "sampling parameters must be finite numbers"
@@ -44,6 +52,14 @@ def _sampling_problem(sampling: SamplingParams) -> str | None:
         return "max_tokens must be at least 1, top_k and temperature at least 0"
     if not 0 < sampling.top_p <= 1 or sampling.repetition_penalty <= 0:
         return "top_p must be in (0, 1], repetition_penalty above 0"
+    if not 0 <= sampling.min_p <= 1:
+        return "min_p must be in [0, 1]"
+    if len(sampling.logit_bias) > MAX_LOGIT_BIASES or len(sampling.stop_token_ids) > MAX_STOP_TOKENS:
+        return f"at most {MAX_LOGIT_BIASES} entries of logit_bias and {MAX_STOP_TOKENS} stop tokens"
+    if not all(0 <= token < vocab_size and math.isfinite(bias) for token, bias in sampling.logit_bias):
+        return f"logit_bias takes finite numbers for token ids 0 .. {vocab_size - 1}"
+    if sampling.top_logprobs is not None and not 0 <= sampling.top_logprobs <= MAX_TOP_LOGPROBS:
+        return f"top_logprobs must be 0 .. {MAX_TOP_LOGPROBS}"
     return None
 
 

@@ -272,7 +272,9 @@ class Engine:
     def _deliver(self, sequence: Sequence, token: int, now: float) -> None:
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-        if token in self._model.eos_token_ids or token in sequence.sampling.stop_token_ids:
+        sampling = sequence.sampling
+        ends = token in self._model.eos_token_ids and not sampling.ignore_eos
+        if ends or token in sampling.stop_token_ids:
             self._end(sequence, "stop", None, now)
         elif sequence.num_remaining <= 0:
             self._end(sequence, "length", None, now, (token,))

@@ -13,6 +13,9 @@ import msgspec
 
 PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+MAX_LOGIT_BIASES: Final = 300
+MAX_STOP_TOKENS: Final = 256
+MAX_TOP_LOGPROBS: Final = 20
 EXIT_CONFIG: Final = 78  # exit code of a process whose settings or weights are wrong: starting it again is no use
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -30,7 +33,12 @@ Tier = Literal["object", "disk", "memory", "device"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1.0 are off; penalties as in the contract."""
+    """How tokens are chosen. temperature 0 is greedy; top_k 0, top_p 1.0 and min_p 0 are off; penalties as in the
+    contract; logit_bias: (token id, what is added to its logit).
+
+    ignore_eos: the model's own end tokens do not end the answer; `stop_token_ids` still do.
+    top_logprobs: None for no log-probabilities, else how many alternatives come with each token's own.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.6
@@ -41,6 +49,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
+    min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int | None = None
 
 
 class AdapterRef(msgspec.Struct, frozen=True):

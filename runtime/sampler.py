@@ -1,15 +1,18 @@
 """From logits to one token per row.
 
-Order, as everywhere: repetition penalty (prompt and answer), frequency and presence penalties (answer), temperature,
-top_k, top_p, draw. A draw depends on the row's seed and the position of the new token and on nothing else: the uniform
-number is a hash of the two, and the token is found by inverse CDF over the vocabulary in id order. So the same request
-gives the same text whatever else is in the batch, and again after a preemption. Probabilities are summed in float64,
-in id order, so that rounding differences between batch shapes move a boundary by 1e-7, not a whole token's width.
+Order, as in transformers: logit_bias, repetition penalty (prompt and answer), frequency and presence penalties
+(answer), temperature, top_k, top_p, min_p, draw. A row that asks for none of these pays for none of them.
+
+A draw depends on the row's seed and the position of the new token and on nothing else: the uniform number is a hash of
+the two, and the token is found by inverse CDF over the vocabulary in id order. So the same request gives the same text
+whatever else is in the batch, and again after a preemption. Probabilities are summed in float64, in id order, so that
+rounding differences between batch shapes move a boundary by 1e-7, not a whole token's width.
 
 Ties at the edge of top_k or top_p are all kept: which one a sort puts first would depend on the device.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -18,6 +21,7 @@ import torch
 
 from runtime.batch import Row
 from runtime.errors import LogitsInvalid
+from runtime.protocol import SamplingParams
 
 GREEDY_TEMPERATURE: Final = 1e-5
 
@@ -31,10 +35,11 @@ _CHUNK_ROWS: Final = 8
 def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     """One token id per row; logits is [rows, vocab]. Raises LogitsInvalid that names the rows without finite ones."""
     scores = logits.float()
-    penalised = [index for index, row in enumerate(rows) if _has_penalty(row)]
-    if penalised:
+    adjusted = [index for index, row in enumerate(rows) if _is_adjusted(row.sampling)]
+    if adjusted:
         scores = scores.clone() if scores is logits else scores
-        for index in penalised:
+        for index in adjusted:
+            _bias(scores[index], rows[index].sampling)
             _penalise(scores[index], rows[index])
     best, greedy = scores.max(-1)
     if not bool(torch.isfinite(best).all()):
@@ -58,11 +63,27 @@ def uniform(seed: int, position: int) -> float:
 
 def _draw(scores: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     """scores: [rows, vocab] with a maximum of 0."""
+    cumulative = distribution(scores, [row.sampling for row in rows]).cumsum(-1)
+    draws = torch.tensor(
+        [[uniform(row.seed, len(row.history))] for row in rows], dtype=torch.float64, device=scores.device
+    )
+    # The total, not 1, is the upper end; `right` skips words of probability zero in front of the draw.
+    found = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
+    last_word = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    picked: list[int] = torch.minimum(found, last_word).squeeze(1).tolist()
+    return picked
+
+
+def distribution(scores: torch.Tensor, samplings: Sequence[SamplingParams]) -> torch.Tensor:
+    """What is drawn from: probabilities in float64 after temperature and filters.
+
+    scores: [rows, vocab] with a maximum of 0; temperatures are above 0.
+    """
     device = scores.device
-    scores = scores / torch.tensor([[row.sampling.temperature] for row in rows], device=device)
+    scores = scores / torch.tensor([[sampling.temperature] for sampling in samplings], device=device)
     vocab = scores.shape[1]
-    limits = [row.sampling.top_k if 0 < row.sampling.top_k < vocab else vocab for row in rows]
-    mass = [row.sampling.top_p for row in rows]
+    limits = [sampling.top_k if 0 < sampling.top_k < vocab else vocab for sampling in samplings]
+    mass = [sampling.top_p for sampling in samplings]
     if min(limits) < vocab or min(mass) < 1.0:
         ordered = scores.sort(-1, descending=True).values
         kth = ordered.gather(1, torch.tensor([[limit - 1] for limit in limits], device=device))
@@ -74,18 +95,31 @@ def _draw(scores: torch.Tensor, rows: Sequence[Row]) -> list[int]:
             before = share.cumsum(-1) - share
             last = (before < keep).sum(-1, keepdim=True).clamp_(min=1) - 1
             scores = scores.masked_fill(scores < ordered.gather(1, last), float("-inf"))
-    cumulative = torch.softmax(scores, -1, dtype=torch.float64).cumsum(-1)
-    draws = torch.tensor([[uniform(row.seed, len(row.history))] for row in rows], dtype=torch.float64, device=device)
-    # The total, not 1, is the upper end; `right` skips words of probability zero in front of the draw.
-    found = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
-    last_word = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    picked: list[int] = torch.minimum(found, last_word).squeeze(1).tolist()
-    return picked
+    floors = [sampling.min_p for sampling in samplings]
+    if max(floors) > 0.0:
+        # Relative to the best word, whose score is 0: what top_k and top_p took away does not move the floor.
+        least = torch.tensor([[math.log(floor) if floor > 0.0 else -math.inf] for floor in floors], device=device)
+        scores = scores.masked_fill(scores < least, float("-inf"))
+    return torch.softmax(scores, -1, dtype=torch.float64)
 
 
-def _has_penalty(row: Row) -> bool:
-    sampling = row.sampling
-    return sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0
+def _is_adjusted(sampling: SamplingParams) -> bool:
+    """Whether the logits themselves change, greedy or not."""
+    return (
+        sampling.repetition_penalty != 1.0
+        or sampling.frequency_penalty != 0.0
+        or sampling.presence_penalty != 0.0
+        or bool(sampling.logit_bias)
+    )
+
+
+def _bias(scores: torch.Tensor, sampling: SamplingParams) -> None:
+    """In place; scores is [vocab]. A token that is named twice counts once, by its last value."""
+    if sampling.logit_bias:
+        biases = dict(sampling.logit_bias)
+        scores[torch.tensor(list(biases), device=scores.device)] += torch.tensor(
+            list(biases.values()), dtype=torch.float32, device=scores.device
+        )
 
 
 def _penalise(scores: torch.Tensor, row: Row) -> None:

@@ -8,7 +8,7 @@ goes away in the middle of an answer is an error at once: what it had said canno
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Final, NoReturn
 
@@ -27,7 +27,15 @@ from gateway.text.detokenizer import Detokenizer, StopStrings
 from gateway.text.template import TemplateFault
 from gateway.text.tokenizer import PromptTooLong, Tokenizer, request_chars
 from runtime.client import RuntimeClient, RuntimeLost
-from runtime.protocol import AdapterRef, AdapterStatus, Failure, SamplingParams, SequenceOutput, SequenceTiming
+from runtime.protocol import (
+    AdapterRef,
+    AdapterStatus,
+    Failure,
+    ModelInfo,
+    SamplingParams,
+    SequenceOutput,
+    SequenceTiming,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +73,7 @@ class RuntimeBackend:
             self._reject_if_busy()
         window = min(self._context_window, info.max_sequence_tokens)
         prompt = await self._encode(asked, window)
-        sampling = self._sampling(asked, len(prompt), window, info.eos_token_ids)
+        sampling = self._sampling(asked, len(prompt), window, info)
         outputs = self._client.submit(
             account_id=request.identity.account_id,
             token_ids=prompt,
@@ -129,15 +137,24 @@ class RuntimeBackend:
             )
         return prompt
 
-    def _sampling(self, asked: ChatRequest, num_prompt: int, window: int, eos: tuple[int, ...]) -> SamplingParams:
-        """A max_tokens that the caller set must fit; the default is cut to what is left. Raises ContextExceeded."""
+    def _sampling(self, asked: ChatRequest, num_prompt: int, window: int, info: ModelInfo) -> SamplingParams:
+        """A max_tokens that the caller set must fit; the default is cut to what is left.
+
+        Raises ContextExceeded, and BadInput for token ids that the model does not have.
+        """
         wanted, room = asked.sampling, window - num_prompt
         if wanted.max_tokens_given and wanted.max_tokens > room:
             raise ContextExceeded(
                 f"the prompt has {num_prompt} tokens and max_tokens is {wanted.max_tokens}, together more than the "
                 f"model's context window of {window}: ask for at most {room} tokens or send less text"
             )
-        stops = {*eos} if self._tokenizer.eos_token_id is None else {*eos, self._tokenizer.eos_token_id}
+        _check_ids("stop_token_ids", wanted.stop_token_ids, info.vocab_size)
+        _check_ids("logit_bias", (token_id for token_id, _ in wanted.logit_bias), info.vocab_size)
+        stops = set(wanted.stop_token_ids)
+        if not wanted.ignore_eos:
+            stops.update(info.eos_token_ids)
+            if self._tokenizer.eos_token_id is not None:
+                stops.add(self._tokenizer.eos_token_id)
         return SamplingParams(
             max_tokens=min(wanted.max_tokens, room),
             temperature=wanted.temperature,
@@ -148,6 +165,9 @@ class RuntimeBackend:
             frequency_penalty=wanted.frequency_penalty or 0.0,
             presence_penalty=wanted.presence_penalty or 0.0,
             stop_token_ids=tuple(sorted(stops)),
+            min_p=wanted.min_p or 0.0,
+            logit_bias=wanted.logit_bias,
+            ignore_eos=wanted.ignore_eos,
         )
 
     def _reject_if_busy(self) -> None:
@@ -183,6 +203,16 @@ class _Answer:
 
     def _last(self, text: str, reason: FinishReason, usage: Usage, timing: SequenceTiming | None) -> Chunk:
         return Chunk(text, reason, usage, timing)
+
+
+def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    for token_id in token_ids:
+        if token_id >= vocab_size:
+            raise BadInput(
+                f"AiError: Bad input: Error: '{name}' names token {token_id}; the model's token ids are 0 to "
+                f"{vocab_size - 1}",
+                param=name,
+            )
 
 
 def adapter_ref(adapter: ResolvedAdapter) -> AdapterRef:

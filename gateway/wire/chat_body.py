@@ -12,10 +12,8 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from gateway.errors import BadInput, EmptyBody
-from gateway.messages import Message, Role, Sampling
+from gateway.messages import Message, Role
 
-MAX_STOPS: Final = 4
-MAX_STOP_CHARS: Final = 256
 # A bound for whole numbers without one of their own: larger than any context window, small enough for every encoding.
 MAX_WHOLE: Final = 2**31 - 1
 
@@ -51,7 +49,7 @@ class _StreamOptions(msgspec.Struct):
 
 
 class Body(msgspec.Struct):
-    """Every field that is known; `Raw` marks those that are looked at only to say no."""
+    """Every field that is known; `Raw` marks those that are built later, if at all."""
 
     model: str | None = None
     lora: str | None = None
@@ -75,6 +73,9 @@ class Body(msgspec.Struct):
     best_of: Scalar = None
     logprobs: msgspec.Raw = msgspec.Raw(b"null")
     top_logprobs: msgspec.Raw = msgspec.Raw(b"null")
+    min_p: Scalar = None
+    ignore_eos: Scalar = None
+    stop_token_ids: msgspec.Raw = msgspec.Raw(b"null")
     logit_bias: msgspec.Raw = msgspec.Raw(b"null")
     tools: msgspec.Raw = msgspec.Raw(b"null")
     tool_choice: msgspec.Raw = msgspec.Raw(b"null")
@@ -84,9 +85,9 @@ class Body(msgspec.Struct):
     requests: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_TEXT_SETTINGS: Final = frozenset({"lora", "raw", "stream"})
+_TEXT_SETTINGS: Final = frozenset({"lora", "raw", "stream", "ignore_eos"})
 _NUMBER_SETTINGS: Final = frozenset({
-    "max_tokens", "temperature", "top_p", "top_k", "seed",
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed",
     "repetition_penalty", "frequency_penalty", "presence_penalty",
 })  # fmt: skip
 _decoder = msgspec.json.Decoder(Body)
@@ -134,32 +135,12 @@ def conversation(body: Body) -> tuple[str | None, tuple[Message, ...] | None]:
     return None, tuple(_message(index, turn) for index, turn in enumerate(body.messages))
 
 
-def sampling(body: Body, *, seed_range: tuple[int, int] = (1, 9_999_999_999)) -> Sampling:
-    """Ranges and defaults of the contract. Raises BadInput."""
-    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    max_tokens = whole("max_tokens", limit, 1, MAX_WHOLE)
-    temperature = number("temperature", body.temperature, 0, 5)
-    defaults = Sampling()
-    return Sampling(
-        max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
-        max_tokens_given=max_tokens is not None,
-        temperature=defaults.temperature if temperature is None else temperature,
-        top_p=number("top_p", body.top_p, 0.001, 1),
-        top_k=whole("top_k", body.top_k, 1, 50),
-        seed=whole("seed", body.seed, *seed_range),
-        repetition_penalty=number("repetition_penalty", body.repetition_penalty, 0, 2),
-        frequency_penalty=number("frequency_penalty", body.frequency_penalty, -2, 2),
-        presence_penalty=number("presence_penalty", body.presence_penalty, -2, 2),
-        stop=_stops(body.stop),
-    )
-
-
 def refuse_unsupported(body: Body) -> None:
     """What would change the answer if it were honoured is refused, not silently dropped. Raises BadInput."""
     for name in ("n", "best_of"):
         if whole(name, getattr(body, name), 1, MAX_WHOLE) not in (None, 1):
             bad(f"'{name}' must be 1; send one request per answer", name)
-    for name in ("tools", "tool_choice", "functions", "function_call", "logit_bias", "logprobs", "top_logprobs"):
+    for name in ("tools", "tool_choice", "functions", "function_call", "logprobs", "top_logprobs"):
         if bytes(getattr(body, name)).strip() not in _EMPTY:
             bad(f"'{name}' is not supported; leave it out", name)
     if bytes(body.requests).strip() != b"null":
@@ -215,13 +196,6 @@ def _part(index: int, part: Part) -> str:
     if part.type != "text" or part.text is None:
         bad(f"'messages[{index}].content' may hold parts of type \"text\" only", "messages")
     return part.text
-
-
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = [stop] if isinstance(stop, str) else stop or []
-    if len(stops) > MAX_STOPS or not all(1 <= len(one) <= MAX_STOP_CHARS for one in stops):
-        bad(f"'stop' must be a string, or at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARS} characters", "stop")
-    return tuple(stops)
 
 
 def _canonical(text: str) -> bool:

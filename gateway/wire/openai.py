@@ -8,6 +8,7 @@ from gateway.errors import LorikeetError
 from gateway.messages import ChatRequest, FinishReason, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
+from gateway.wire.sampling_fields import sampling
 
 _encode = msgspec.json.Encoder().encode
 # OpenAI's own clients send 0 and negative seeds too; the runtime takes the lower 63 bits.
@@ -24,9 +25,9 @@ def parse(body: bytes) -> ChatRequest:
     prompt, messages = chat_body.conversation(fields)
     if messages is None:
         chat_body.bad("'messages' is missing; this route takes no 'prompt'", "messages")
-    sampling = chat_body.sampling(fields, seed_range=_SEEDS)
-    if sampling.seed is not None:
-        sampling = msgspec.structs.replace(sampling, seed=sampling.seed & _SEED_MASK)
+    chosen = sampling(fields, seed_range=_SEEDS)
+    if chosen.seed is not None:
+        chosen = msgspec.structs.replace(chosen, seed=chosen.seed & _SEED_MASK)
     busy = fields.options.reject_if_busy if fields.options else None
     usage = fields.stream_options.include_usage if fields.stream_options else None
     return ChatRequest(
@@ -39,7 +40,7 @@ def parse(body: bytes) -> ChatRequest:
         stream=chat_body.flag("stream", fields.stream),
         include_usage=chat_body.flag("stream_options.include_usage", usage),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
-        sampling=sampling,
+        sampling=chosen,
     )
 
 

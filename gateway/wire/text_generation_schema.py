@@ -14,6 +14,20 @@ _SETTINGS: Final[dict[str, Any]] = {
     "repetition_penalty": {"type": "number", "minimum": 0, "maximum": 2, "description": "Penalty on repeated tokens."},
     "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2, "description": "Penalty by frequency."},
     "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2, "description": "Penalty on presence."},
+    "min_p": {"type": "number", "minimum": 0, "maximum": 1, "description": "Least share of the best token's chance."},
+    "logit_bias": {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "maxProperties": 300,
+        "description": "What is added to the logits of token ids.",
+    },
+    "stop_token_ids": {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0},
+        "maxItems": 64,
+        "description": "Token ids that end the answer.",
+    },
+    "ignore_eos": {"type": "boolean", "default": False, "description": "The model's own end does not end the answer."},
 }
 _MESSAGE: Final[dict[str, Any]] = {
     "type": "object",

@@ -8,6 +8,7 @@ from gateway.errors import LorikeetError
 from gateway.messages import ChatRequest, FinishReason, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
+from gateway.wire.sampling_fields import sampling
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,7 +32,7 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
         raw=chat_body.flag("raw", fields.raw),
         stream=chat_body.flag("stream", fields.stream),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
-        sampling=chat_body.sampling(fields),
+        sampling=sampling(fields),
     )
 
 

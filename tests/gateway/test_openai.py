@@ -87,13 +87,23 @@ async def test_extra_fields_reach_us(stack: Stack, client: openai.AsyncOpenAI) -
         stop=["x", "y"],
         n=1,
         user="u",
-        extra_body={"top_k": 5, "repetition_penalty": 1.1, "options": {"rejectIfBusy": True}},
+        logit_bias={"17": -100, "4": 3},
+        extra_body={
+            "top_k": 5,
+            "min_p": 0.05,
+            "repetition_penalty": 1.1,
+            "stop_token_ids": [9, 11],
+            "ignore_eos": True,
+            "options": {"rejectIfBusy": True},
+        },
     )
     asked = stack.fake.requests[0].request
     assert asked.messages is not None
     assert [m.role for m in asked.messages] == ["system", "user"]
     assert asked.sampling.top_k == 5
     assert asked.sampling.stop == ("x", "y")
+    assert asked.sampling.logit_bias == ((17, -100.0), (4, 3.0))
+    assert (asked.sampling.min_p, asked.sampling.stop_token_ids, asked.sampling.ignore_eos) == (0.05, (9, 11), True)
     assert asked.sampling.seed == -5 & (2**63 - 1)
     assert asked.reject_if_busy
 
@@ -150,7 +160,7 @@ async def test_the_list_of_models(client: openai.AsyncOpenAI) -> None:
         ({"model": DEMO_MODEL, "messages": HELLO, "n": 2}, "'n' must be 1"),
         ({"model": DEMO_MODEL, "messages": HELLO, "top_logprobs": 3}, "'top_logprobs'"),
         ({"model": DEMO_MODEL, "messages": HELLO, "tools": [{"type": "function"}]}, "'tools'"),
-        ({"model": DEMO_MODEL, "messages": HELLO, "logit_bias": {"5": 1}}, "'logit_bias'"),
+        ({"model": DEMO_MODEL, "messages": HELLO, "logit_bias": {"5": 1000}}, "'logit_bias'"),
         ({"model": DEMO_MODEL, "messages": HELLO, "response_format": {"type": "json_schema"}}, "'response_format'"),
         ({"model": DEMO_MODEL, "messages": HELLO, "max_completion_tokens": 0}, "'max_tokens'"),
         ({"model": 5, "messages": HELLO}, "'model'"),

@@ -72,6 +72,22 @@ BODIES: list[tuple[Any, int, int, str]] = [
     ({"prompt": "x", "response_format": {"type": "json_object"}}, 400, 5006, "'response_format'"),
     ({"prompt": "x", "n": 2}, 400, 5006, "'n' must be 1"),
     ({"prompt": "x", "logprobs": True}, 400, 5006, "'logprobs' is not supported"),
+    ({"prompt": "x", "logit_bias": [5]}, 400, 5006, "'logit_bias' must map"),
+    ({"prompt": "x", "logit_bias": {"5": 101}}, 400, 5006, "the value of 5"),
+    ({"prompt": "x", "logit_bias": {"5": True}}, 400, 5006, "the value of 5"),
+    ({"prompt": "x", "logit_bias": {"5": "1"}}, 400, 5006, "the value of 5"),
+    ({"prompt": "x", "logit_bias": {"-5": 1}}, 400, 5006, "not a token id"),
+    ({"prompt": "x", "logit_bias": {"five": 1}}, 400, 5006, "not a token id"),
+    ({"prompt": "x", "logit_bias": {"\u0665": 1}}, 400, 5006, "not a token id"),
+    ({"prompt": "x", "logit_bias": {"9" * 4000: 1}}, 400, 5006, "not a token id"),
+    ({"prompt": "x", "logit_bias": {str(n): 1 for n in range(301)}}, 400, 5006, "at most 300"),
+    (b'{"prompt": "x", "logit_bias": ' + b"[" * 9_000 + b"]" * 9_000 + b"}", 400, 5006, "nested too deeply"),
+    ({"prompt": "x", "stop_token_ids": 5}, 400, 5006, "'stop_token_ids'"),
+    ({"prompt": "x", "stop_token_ids": [-1]}, 400, 5006, "'stop_token_ids'"),
+    ({"prompt": "x", "stop_token_ids": [True]}, 400, 5006, "'stop_token_ids'"),
+    ({"prompt": "x", "stop_token_ids": [2**31]}, 400, 5006, "'stop_token_ids'"),
+    ({"prompt": "x", "stop_token_ids": list(range(65))}, 400, 5006, "at most 64"),
+    ({"prompt": "x", "ignore_eos": "maybe"}, 400, 5006, "'ignore_eos' must be true or false"),
     ({"requests": [{"prompt": "x"}]}, 400, 5006, "'requests'"),
     ({"prompt": "x", "max_tokens": 10**9}, 413, 5021, "context window"),
     ({"prompt": "x " * 2000}, 413, 5021, "context window"),
@@ -86,6 +102,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "repetition_penalty": [-0.1, 2.1],
     "frequency_penalty": [-2.1, 2.1],
     "presence_penalty": [-2.1, 2.1, [1]],
+    "min_p": [-0.01, 1.01, "0.1", True],
 }
 IN_RANGE: dict[str, list[Any]] = {
     "max_tokens": [1, 1000],
@@ -96,6 +113,10 @@ IN_RANGE: dict[str, list[Any]] = {
     "repetition_penalty": [0, 2],
     "frequency_penalty": [-2, 2],
     "presence_penalty": [-2, 2],
+    "min_p": [0, 1],
+    "logit_bias": [{}, {"0": -100, "7": 100.0}, {str(n): -100 for n in range(300)}, None],
+    "stop_token_ids": [[], [0], list(range(64)), None],
+    "ignore_eos": [True, "true", False, None],
 }
 
 
@@ -125,7 +146,7 @@ async def test_numbers_out_of_range(stack: Stack, name: str, value: Any) -> None
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IN_RANGE.items() for value in values])
-async def test_numbers_at_the_edge_of_their_range(stack: Stack, name: str, value: Any) -> None:
+async def test_values_at_the_edge_of_their_range(stack: Stack, name: str, value: Any) -> None:
     answer = await stack.post(RUN, {"prompt": "x", name: value})
     assert answer.status_code == 200, answer.text
 

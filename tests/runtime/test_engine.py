@@ -1,5 +1,8 @@
 """The engine over a fake device: what comes out, when, and what is free afterwards."""
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from runtime.batch import Batch
@@ -52,6 +55,47 @@ def test_the_models_own_end_token_stops_too() -> None:
     rig.run()
     assert len(rig.tokens(1)) == 2
     assert (rig.last(1).finish_reason, rig.last(1).completion_tokens) == ("stop", 3)
+
+
+def test_an_ignored_end_does_not_stop_but_a_callers_stop_does() -> None:
+    class Ends(FakeRunner):
+        def _row(self, row):  # type: ignore[no-untyped-def]
+            token = super()._row(row)
+            return EOS if token is not None and len(row.history) == 5 else token
+
+    rig = Rig()
+    rig.runner = rig.engine._runner = Ends()
+    for number, stops in ((1, ()), (2, (EOS,))):
+        request = submit(number, max_tokens=8, stop=stops)
+        rig.submit(
+            msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, ignore_eos=True))
+        )
+    rig.run()
+    assert (rig.last(1).finish_reason, rig.last(1).completion_tokens, rig.tokens(1)[2]) == ("length", 8, EOS)
+    assert (rig.last(2).finish_reason, rig.last(2).completion_tokens) == ("stop", 3)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"min_p": 1.5},
+        {"min_p": float("nan")},
+        {"logit_bias": ((10**6, 1.0),)},
+        {"logit_bias": ((-1, 1.0),)},
+        {"logit_bias": ((1, float("inf")),)},
+        {"logit_bias": ((1, 1.0),) * 301},
+        {"stop_token_ids": (1,) * 257},
+        {"top_logprobs": 21},
+        {"top_logprobs": -1},
+    ],
+)
+def test_wishes_beyond_every_bound_are_refused_at_the_door(wish: dict[str, Any]) -> None:
+    rig = Rig()
+    request = submit(1)
+    rig.submit(msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, **wish)))
+    rig.run()
+    last = rig.last(1)
+    assert (last.finish_reason, last.failure and last.failure.kind) == ("error", "internal")
 
 
 def test_one_step_mixes_adapters_accounts_and_the_base() -> None:

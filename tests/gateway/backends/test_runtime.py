@@ -13,7 +13,7 @@ import pytest
 from gateway import errors
 from gateway.backends.runtime import RuntimeBackend
 from gateway.demo import BASE_FOLDER
-from gateway.messages import Message, ResolvedAdapter
+from gateway.messages import Message, ResolvedAdapter, ResolvedRequest
 from gateway.text.tokenizer import Tokenizer
 from runtime.client import RuntimeClient
 from tests.gateway.backends.conformance import Conformance, Harness, answer, resolved, text_of
@@ -52,6 +52,24 @@ class TestRuntime(Conformance):
             window = min(WINDOW, info.max_sequence_tokens)
             yield Harness(backend_of(client, window), "Which hall opens at noon and closes last?", window, idle)
 
+    async def test_biases_stops_and_the_end_on_a_real_model(self, harness: Harness) -> None:
+        whole = await answer(harness.backend, resolved(harness.question))
+        said = DEMO.encode_text(text_of(whole))
+        first, other = said[0], 300
+        banned = await answer(harness.backend, wishing(resolved(harness.question), logit_bias=((first, -100.0),)))
+        assert not text_of(banned).startswith(DEMO.encoder.decode([first]))
+        forced = wishing(resolved(harness.question, max_tokens=5), logit_bias=((other, 100.0),))
+        assert text_of(await answer(harness.backend, forced)) == DEMO.encoder.decode([other] * 5)
+        cut = (await answer(harness.backend, wishing(resolved(harness.question), stop_token_ids=(said[2],))))[-1]
+        assert (cut.finish_reason, cut.usage and cut.usage.completion_tokens) == ("stop", said.index(said[2]) + 1)
+        assert whole[-1].usage is not None
+        more = whole[-1].usage.completion_tokens + 7
+        endless = (
+            await answer(harness.backend, wishing(resolved(harness.question, max_tokens=more), ignore_eos=True))
+        )[-1]
+        assert (endless.finish_reason, endless.usage and endless.usage.completion_tokens) == ("length", more)
+        await harness.idle()
+
 
 @asynccontextmanager
 async def scripted(tmp_path: Path, *said: Said, **more: Any) -> AsyncIterator[tuple[ScriptedRuntime, RuntimeBackend]]:
@@ -63,6 +81,12 @@ async def scripted(tmp_path: Path, *said: Said, **more: Any) -> AsyncIterator[tu
         )
         await client.wait_ready(5)
         yield runtime, backend_of(client, **more)
+
+
+def wishing(request: ResolvedRequest, **wish: Any) -> ResolvedRequest:
+    """The request with other sampling."""
+    sampling = msgspec.structs.replace(request.request.sampling, **wish)
+    return msgspec.structs.replace(request, request=msgspec.structs.replace(request.request, sampling=sampling))
 
 
 def words(text: str) -> list[int]:
@@ -97,7 +121,15 @@ async def test_what_the_runtime_is_told(tmp_path: Path) -> None:
     async with scripted(tmp_path, EOS) as (runtime, backend):
         request = resolved("hello", max_tokens=7)
         sampling = msgspec.structs.replace(
-            request.request.sampling, top_k=5, top_p=0.5, seed=9, repetition_penalty=1.5, frequency_penalty=-1.0
+            request.request.sampling,
+            top_k=5,
+            top_p=0.5,
+            seed=9,
+            repetition_penalty=1.5,
+            frequency_penalty=-1.0,
+            min_p=0.25,
+            logit_bias=((7, -3.0),),
+            stop_token_ids=(11,),
         )
         request = msgspec.structs.replace(
             request,
@@ -114,8 +146,24 @@ async def test_what_the_runtime_is_told(tmp_path: Path) -> None:
         told = submit.sampling
         assert (told.max_tokens, told.top_k, told.top_p, told.seed) == (7, 5, 0.5, 9)
         assert (told.repetition_penalty, told.frequency_penalty, told.presence_penalty) == (1.5, -1.0, 0.0)
-        assert EOS in told.stop_token_ids
+        assert set(told.stop_token_ids) == {11, EOS, *([] if DEMO.eos_token_id is None else [DEMO.eos_token_id])}
+        assert (told.min_p, told.logit_bias, told.ignore_eos) == (0.25, ((7, -3.0),), False)
         assert submit.timeout_s == 30.0
+
+
+@pytest.mark.parametrize("wish", [{"logit_bias": ((1024, 1.0),)}, {"stop_token_ids": (5, 1024)}])
+async def test_token_ids_that_the_model_does_not_have(tmp_path: Path, wish: dict[str, Any]) -> None:
+    async with scripted(tmp_path, EOS) as (runtime, backend):
+        with pytest.raises(errors.BadInput, match="token 1024; the model's token ids are 0 to 1023") as caught:
+            await answer(backend, wishing(resolved("x"), **wish))
+        assert caught.value.param == next(iter(wish))
+        assert runtime.submitted == []
+
+
+async def test_ignoring_the_end_leaves_only_the_callers_own_stops(tmp_path: Path) -> None:
+    async with scripted(tmp_path, EOS) as (runtime, backend):
+        await answer(backend, wishing(resolved("x"), ignore_eos=True, stop_token_ids=(9,)))
+        assert (runtime.submitted[0].sampling.stop_token_ids, runtime.submitted[0].sampling.ignore_eos) == ((9,), True)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def checked(request: ChatRequest) -> None:
     assert sampling.seed is None or 0 <= sampling.seed < 2**63
     assert len(sampling.stop) <= 4
     assert all(sampling.stop)
+    assert sampling.min_p is None or 0 <= sampling.min_p <= 1
+    assert len(sampling.logit_bias) <= 300
+    assert all(0 <= token <= chat_body.MAX_WHOLE and -100 <= bias <= 100 for token, bias in sampling.logit_bias)
+    assert len(sampling.stop_token_ids) <= 64
+    assert all(0 <= token <= chat_body.MAX_WHOLE for token in sampling.stop_token_ids)
     assert request.lora is None or request.lora
 
 
@@ -84,6 +89,8 @@ def test_text_survives_both_dialects_and_the_stream(text: str) -> None:
         b'{"zzz":[' + b"1," * 4_000_000 + b'1],"prompt":"x"}',
         b'{"temperature":[' + b"{}," * 2_000_000 + b"{}]}",
         b'{"tools":[' + b"{}," * 2_000_000 + b"{}]}",
+        b'{"stop_token_ids":[' + b"1," * 4_000_000 + b"1]}",
+        b'{"logit_bias":{' + b",".join(b'"%d":1' % index for index in range(600_000)) + b"}}",
     ],
 )
 def test_a_large_body_does_not_hold_up_the_loop(data: bytes) -> None:

@@ -1,0 +1,93 @@
+"""The sampling fields of a chat body, for both dialects: ranges, defaults and bounds.
+
+Ranges are those of the public schema of the `-lora` models; `logit_bias` is OpenAI's; `min_p`, `stop_token_ids` and
+`ignore_eos` are the extra fields that vLLM's users send. What holds lists is bounded by its bytes before it is built.
+Whether a token id exists is known only where the model is: the backend refuses those beyond its vocabulary.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from gateway.messages import Sampling
+from gateway.wire.chat_body import MAX_WHOLE, Body, bad, flag, number, whole
+
+MAX_STOPS: Final = 4
+MAX_STOP_CHARS: Final = 256
+MAX_BIASES: Final = 300
+MAX_STOP_IDS: Final = 64
+# Generous for the longest honest spelling of these counts.
+_MAX_BIAS_BYTES: Final = 32 * 1024
+_MAX_STOP_ID_BYTES: Final = 4 * 1024
+_BIAS_SENTENCE: Final = f"'logit_bias' must map at most {MAX_BIASES} token ids to numbers from -100 to 100"
+_STOP_ID_SENTENCE: Final = f"'stop_token_ids' must be a list of at most {MAX_STOP_IDS} token ids"
+
+
+def sampling(body: Body, *, seed_range: tuple[int, int] = (1, 9_999_999_999)) -> Sampling:
+    """Ranges and defaults of the contract. Raises BadInput."""
+    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    max_tokens = whole("max_tokens", limit, 1, MAX_WHOLE)
+    temperature = number("temperature", body.temperature, 0, 5)
+    defaults = Sampling()
+    return Sampling(
+        max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
+        max_tokens_given=max_tokens is not None,
+        temperature=defaults.temperature if temperature is None else temperature,
+        top_p=number("top_p", body.top_p, 0.001, 1),
+        top_k=whole("top_k", body.top_k, 1, 50),
+        seed=whole("seed", body.seed, *seed_range),
+        repetition_penalty=number("repetition_penalty", body.repetition_penalty, 0, 2),
+        frequency_penalty=number("frequency_penalty", body.frequency_penalty, -2, 2),
+        presence_penalty=number("presence_penalty", body.presence_penalty, -2, 2),
+        stop=_stops(body.stop),
+        stop_token_ids=_stop_ids(body.stop_token_ids),
+        ignore_eos=flag("ignore_eos", body.ignore_eos),
+        min_p=number("min_p", body.min_p, 0, 1),
+        logit_bias=_biases(body.logit_bias),
+    )
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > MAX_STOPS or not all(1 <= len(one) <= MAX_STOP_CHARS for one in stops):
+        bad(f"'stop' must be a string, or at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARS} characters", "stop")
+    return tuple(stops)
+
+
+def _stop_ids(raw: msgspec.Raw) -> tuple[int, ...]:
+    value = _built("stop_token_ids", raw, _MAX_STOP_ID_BYTES, _STOP_ID_SENTENCE)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_STOP_IDS or not all(map(_is_token_id, value)):
+        bad(_STOP_ID_SENTENCE, "stop_token_ids")
+    return tuple(value)
+
+
+def _biases(raw: msgspec.Raw) -> tuple[tuple[int, float], ...]:
+    value = _built("logit_bias", raw, _MAX_BIAS_BYTES, _BIAS_SENTENCE)
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        bad(_BIAS_SENTENCE, "logit_bias")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10) or int(key) > MAX_WHOLE:
+            bad(f"{_BIAS_SENTENCE}; a key is not a token id", "logit_bias")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            bad(f"{_BIAS_SENTENCE}; the value of {key} is not one", "logit_bias")
+        biases[int(key)] = float(bias)
+    return tuple(biases.items())
+
+
+def _built(name: str, raw: msgspec.Raw, max_bytes: int, sentence: str) -> Any:
+    """The value behind `raw`, which was seen to be sound JSON; nesting is still to be feared."""
+    if len(memoryview(raw)) > max_bytes:
+        bad(sentence, name)
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        bad(sentence, name)
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WHOLE
