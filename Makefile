@@ -30,8 +30,8 @@ check: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 fix: $(VENV)/.dev ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-train-demo: $(VENV)/.dev ## make the demo base and its adapters anew (about ten minutes on two cores)
-	@$(BIN)/python infra/demo/train.py
+train-demo: $(VENV)/.dev ## make the demo base and its adapters anew (about six minutes on two cores)
+	@$(BIN)/python -m infra.demo.train
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
