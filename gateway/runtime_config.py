@@ -39,6 +39,7 @@ def runtime_config(settings: Settings, model: str, folder: Path, socket_path: Pa
         max_running=runtime.max_running,
         max_waiting=runtime.max_waiting,
         step_tokens=runtime.step_tokens,
+        prefix_cache=runtime.prefix_cache,
         socket_path=str(socket_path),
         token=token,
         drain_s=settings.server.drain_s,

@@ -82,6 +82,7 @@ class Runtime(_Section, frozen=True):
     max_running: Annotated[int, Meta(ge=1, le=1024)] = 64
     max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 256
     step_tokens: Annotated[int, Meta(ge=16, le=65536)] = 1024
+    prefix_cache: bool = True
     restart_wait_s: Seconds = 10.0
 
 

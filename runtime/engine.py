@@ -9,6 +9,7 @@ Each sequence ends exactly once, by output or by abort, and holds nothing from t
 import itertools
 import logging
 import random
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from runtime.batch import BASE_SLOT, Batch, Row, Runner
 from runtime.blocks import BlockPool
 from runtime.errors import DeviceLost, DuplicateId, LogitsInvalid, RunnerMisused
 from runtime.pace import StepPace
+from runtime.prefix_cache import PrefixCache
 from runtime.protocol import (
     AdapterStatus,
     Failure,
@@ -51,6 +53,7 @@ class EngineLimits:
     starve_after_s: float = 2.0
     max_leases: int = MAX_LEASES
     step_target_s: float = 0.5
+    prefix_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,10 @@ class Engine:
             copy_bytes=limits.copy_bytes,
             starve_after_s=limits.starve_after_s,
         )
+        self._prefixes = PrefixCache(self._blocks, secrets.token_bytes(32) if limits.prefix_cache else None)
         self._scheduler = Scheduler(
             self._blocks,
+            self._prefixes,
             self._residency,
             max_running=limits.max_running,
             max_waiting=limits.max_waiting,
@@ -201,6 +206,9 @@ class Engine:
             evictions=self._residency.num_evictions,
             preemptions=self._scheduler.num_preemptions,
             refused=self._num_refused,
+            cached_blocks=self._blocks.num_cached,
+            prefix_hit_tokens=self._prefixes.num_hit_tokens,
+            prefix_prompt_tokens=self._prefixes.num_prompt_tokens,
         )
 
     def step(self) -> StepResult:
@@ -238,6 +246,7 @@ class Engine:
                 logger.exception("a step with %d rows failed", len(rows))
                 now = self._clock()
                 for item in plan:
+                    self._scheduler.distrust(item.sequence)
                     self._end(item.sequence, "error", Failure("internal", "the runtime failed in this step"), now)
                 return
             else:
@@ -252,6 +261,7 @@ class Engine:
                 failure = Failure("internal", "the model computed numbers that are not finite")
             else:
                 failure = Failure("adapter_corrupt", "with this adapter the model computes numbers that are not finite")
+            self._scheduler.distrust(item.sequence)
             self._end(item.sequence, "error", failure, now)
 
     def _computed(self, plan: list[Scheduled], rows: tuple[Row, ...], tokens: list[int]) -> None:
@@ -303,6 +313,7 @@ class Engine:
             failure=failure,
             prompt_tokens=sequence.prompt_tokens,
             completion_tokens=sequence.num_generated,
+            cached_tokens=sequence.cached_tokens,
             timing=sequence.timing(now),
         )
         self._outputs.append(Output(sequence.owner, output))

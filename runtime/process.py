@@ -135,6 +135,7 @@ async def _run(config: RuntimeConfig) -> None:
         step_tokens=config.step_tokens,
         copy_bytes=config.copy_bytes,
         starve_after_s=config.starve_after_s,
+        prefix_cache=config.prefix_cache,
     )
     tracer, shut_tracer = make_tracer(config.otlp_endpoint, config.sample_ratio)
 

@@ -206,6 +206,8 @@ class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
     """Load figures for routing and metrics. Counters run since the start of the process.
 
     refused: sequences turned away (queue full, unusable). cut_connections: gateways that did not read.
+    free_blocks: that nobody uses; some of the cached_blocks are among them. prefix_hit_tokens: of the
+    prefix_prompt_tokens of all sequences that started, found computed.
     """
 
     running: int = 0
@@ -224,6 +226,9 @@ class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
     preemptions: int = 0
     refused: int = 0
     cut_connections: int = 0
+    cached_blocks: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_prompt_tokens: int = 0
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):

@@ -4,11 +4,12 @@
                   ^____________________(blocks run out: newest first)____|
 
 A step takes, in this order: one token of every decoding sequence, prompts that have begun, new sequences. Prompts are
-cut into chunks by what is left of `step_tokens`, or of the device's pace. A sequence starts only when the blocks of all
-its tokens are free, so a prompt that has begun is never stuck for blocks; decoding ones take a block when they need it,
-and when none is left the newest sequence is preempted. The oldest is never preempted for another, and alone it always
-fits (`fits` is asked at arrival), so everything ends. A sequence at the head that lacks only blocks holds up those
-behind it, or it would never find enough; one that lacks its adapter holds up nobody.
+cut into chunks by what is left of `step_tokens`, or of the device's pace, and begin after the blocks that the prefix
+cache has of them. A sequence starts only when the blocks of all its tokens are free, so a prompt that has begun is
+never stuck for blocks; decoding ones take a block when they need it, and when none is left the newest sequence is
+preempted. The oldest is never preempted for another, and alone it always fits (`fits` is asked at arrival), so
+everything ends. A sequence at the head that lacks only blocks holds up those behind it, or it would never find enough;
+one that lacks its adapter holds up nobody.
 """
 
 import heapq
@@ -20,6 +21,7 @@ from typing import Final, Protocol
 from runtime.batch import BASE_SLOT
 from runtime.blocks import BlockPool
 from runtime.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
+from runtime.prefix_cache import PrefixCache
 from runtime.protocol import AdapterRef
 from runtime.sequence import Sequence, State
 from runtime.waiting import WaitingQueue
@@ -60,9 +62,16 @@ class Scheduler:
     """Owns every live sequence, the waiting queue, and who holds which blocks."""
 
     def __init__(
-        self, blocks: BlockPool, adapters: Adapters, *, max_running: int, max_waiting: int, step_tokens: int
+        self,
+        blocks: BlockPool,
+        prefixes: PrefixCache,
+        adapters: Adapters,
+        *,
+        max_running: int,
+        max_waiting: int,
+        step_tokens: int,
     ) -> None:
-        self._blocks, self._adapters = blocks, adapters
+        self._blocks, self._prefixes, self._adapters = blocks, prefixes, adapters
         # A step must have room for one token of every running sequence.
         self._max_running = min(max_running, step_tokens)
         self._step_tokens = step_tokens
@@ -114,6 +123,10 @@ class Scheduler:
             self._give_back(sequence)
         sequence.state = State.FINISHED
 
+    def distrust(self, sequence: Sequence) -> None:
+        """A step with it failed, so nobody else begins with what it holds; earlier steps may have been wrong too."""
+        self._blocks.withdraw(sequence.block_table)
+
     def expired(self, now: float) -> list[Sequence]:
         """The live sequences whose deadline has passed; the caller finishes them."""
         due = []
@@ -151,6 +164,7 @@ class Scheduler:
         """The step was executed; `token` is what was sampled, None unless `step.samples`."""
         sequence = step.sequence
         sequence.num_computed += step.num_tokens
+        self._prefixes.computed(sequence, step.num_tokens)
         if token is not None:
             sequence.tokens.append(token)
             sequence.state = State.DECODE
@@ -211,9 +225,13 @@ class Scheduler:
             return steps
         for sequence in self._waiting.candidates(self._adapters.admissible):
             # Each running sequence may soon need one more block; without this reserve they would preempt the new one.
-            needed = self._blocks.needed(len(sequence.tokens)) + self.num_running
+            found = self._prefixes.find(sequence)
+            needed = self._blocks.takes(found, len(sequence.tokens)) + self.num_running
             if self.num_running and needed > self._blocks.num_free:
                 break
+            self._blocks.share(found)
+            sequence.block_table.extend(found)
+            sequence.num_computed = len(found) * self._blocks.block_tokens
             grown = self._blocks.grow(sequence.block_table, len(sequence.tokens))
             assert grown
             self._start(sequence, now)
@@ -229,7 +247,10 @@ class Scheduler:
         sequence.state = State.PREFILL
         if sequence.admitted_at is None:
             sequence.admitted_at = now
-            self._waiting.charge(sequence.account_id, sequence.digest, PROMPT_TOKEN_COST * sequence.prompt_tokens)
+            sequence.cached_tokens = sequence.num_computed
+            self._prefixes.started(sequence)
+            computed = sequence.prompt_tokens - sequence.cached_tokens
+            self._waiting.charge(sequence.account_id, sequence.digest, PROMPT_TOKEN_COST * computed)
         if sequence.adapter_ready_at is None:
             sequence.adapter_ready_at = now
         index = len(self._running)
@@ -238,7 +259,7 @@ class Scheduler:
         self._running.insert(index, sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue with its tokens; they are computed again when its turn comes."""
+        """Back to the queue with its tokens; what is not found in the cache is computed again when its turn comes."""
         self._running.remove(sequence)
         self._give_back(sequence)
         sequence.num_computed = 0

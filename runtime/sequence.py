@@ -30,6 +30,8 @@ class Sequence:
     """`number` is the engine's own id and the order of arrival; (owner, sequence_id) is the gateway's name for it.
 
     tokens: prompt and answer so far; the first num_computed of them have keys and values in the blocks.
+    block_keys: what its full blocks are known by, from the first on, as far as anybody asked (`prefix_cache.py`).
+    cached_tokens: of the prompt, found computed when it first started.
     Times are seconds of the engine's clock.
     """
 
@@ -47,6 +49,8 @@ class Sequence:
     state: State = State.WAITING
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+    cached_tokens: int = 0
     slot: int = BASE_SLOT
     admitted_at: float | None = None
     adapter_ready_at: float | None = None

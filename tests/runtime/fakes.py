@@ -1,12 +1,16 @@
 """A runner, a loader and a clock whose whole state tests can see.
 
-The runner keeps a real paged cache of (token, adapter) pairs and computes each next token from what it reads back
-through the block table, so a block that two sequences own, or an adapter that left too early, changes an answer.
+The runner keeps a real paged cache. Like keys and values, a cell depends on everything before it, on the adapter that
+computed it, and (a watermark) on the account; each next token is computed from what is read back through the block
+table. So a block that two sequences own or wrongly share, or an adapter that left too early, changes an answer.
 """
 
 import hashlib
 import random
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from runtime.adapter import Way
 from runtime.batch import BASE_SLOT, Batch, Row
@@ -76,9 +80,21 @@ class FakeClock:
         return self.now
 
 
+class Cell(NamedTuple):
+    """One position of the cache. `before` stands for every cell in front of it."""
+
+    token: int
+    adapter: str
+    account: str
+    before: int
+
+
 @dataclass
 class FakeRunner:
-    """Checks every rule of `runtime.batch.Runner` that a caller can break."""
+    """Checks every rule of `runtime.batch.Runner` that a caller can break.
+
+    The engine takes an assertion for a failed step; `violations` keeps it. account_of: of a row's sequence.
+    """
 
     num_blocks: int = 64
     block_tokens: int = 4
@@ -87,7 +103,9 @@ class FakeRunner:
     fail_next: BaseException | None = None
     broken_adapters: set[str] = field(default_factory=set)
     batches: list[Batch] = field(default_factory=list)
-    cache: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    account_of: Callable[[int], str] = lambda _: ""
+    cache: dict[tuple[int, int], Cell] = field(default_factory=dict)
     slots: dict[int, tuple[str, int, int, int]] = field(default_factory=dict)
 
     def execute(self, batch: Batch) -> list[int]:
@@ -95,10 +113,19 @@ class FakeRunner:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
+        try:
+            return self._execute(batch)
+        except AssertionError as error:
+            self.violations.append(repr(error))
+            raise
+
+    def _execute(self, batch: Batch) -> list[int]:
         assert batch.rows
         assert [row.slot for row in batch.rows] == sorted(row.slot for row in batch.rows)
-        held = [block for row in batch.rows for block in row.block_table]
-        assert len(held) == len(set(held)), "two sequences share a block"
+        tables = Counter(block for row in batch.rows for block in row.block_table)
+        for row in batch.rows:
+            assert len(set(row.block_table)) == len(row.block_table)
+            assert all(tables[block] == 1 for block in self.written(row)), "a block that others read is written"
         broken = tuple(row.sequence_id for row in batch.rows if self.adapter_of(row) in self.broken_adapters)
         if broken:
             raise LogitsInvalid(broken)
@@ -111,16 +138,27 @@ class FakeRunner:
         assert layers == self.num_layers, f"slot {row.slot} is used before it is complete"
         return name
 
+    def written(self, row: Row) -> list[int]:
+        """The blocks that hold the row's new tokens."""
+        last = row.start + len(row.token_ids) - 1
+        return list(row.block_table[row.start // self.block_tokens : last // self.block_tokens + 1])
+
     def _row(self, row: Row) -> int | None:
-        adapter, size = self.adapter_of(row), self.block_tokens
-        for index, token in enumerate(row.token_ids):
-            position = row.start + index
-            self.cache[row.block_table[position // size], position % size] = token, adapter
+        adapter, account, size = self.adapter_of(row), self.account_of(row.sequence_id), self.block_tokens
+        places = [(block, cell) for block in row.block_table for cell in range(size)]
+        for position, token in enumerate(row.token_ids, row.start):
+            before = hash(self.cache[places[position - 1]]) if position else 0
+            self.cache[places[position]] = Cell(token, adapter, account, before)
         end = row.start + len(row.token_ids)
-        read = [self.cache[row.block_table[position // size], position % size] for position in range(end)]
-        tokens = [token for token, _ in read]
-        assert tokens == list(row.history)[:end]
-        assert {name for _, name in read} == {adapter}
+        read = [self.cache[place] for place in places[:end]]
+        tokens = [cell.token for cell in read]
+        assert tokens == list(row.history)[:end], "a block of other tokens"
+        assert {cell.adapter for cell in read} == {adapter}, "a block of another adapter"
+        assert {cell.account for cell in read} == {account}, "a block of another account"
+        before = 0
+        for cell in read:
+            assert cell.before == before, "a block with another past"
+            before = hash(cell)
         assert row.samples == (end == len(row.history))
         return next_token(tokens, adapter, row.seed) if row.samples else None
 

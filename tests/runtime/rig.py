@@ -1,6 +1,6 @@
 """An engine on fakes, with its outputs gathered per sequence and its books checked after every step."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from runtime.engine import Engine, EngineLimits
@@ -20,8 +20,13 @@ class Rig:
         self.engine = Engine(
             self.runner, MODEL, EngineLimits(num_blocks, block_tokens, rows, **limits), self.loads, self.clock
         )
+        self.runner.account_of = self.account_of
         self.outputs: dict[tuple[int, int], list[SequenceOutput]] = defaultdict(list)
         self.statuses: list[AdapterStatus] = []
+
+    def account_of(self, number: int) -> str:
+        """Whose sequence the engine knows by this number."""
+        return next(item.account_id for item in self.engine._live.values() if item.number == number)
 
     def submit(self, request: Submit, owner: int = 1) -> None:
         self.engine.submit(owner, request)
@@ -69,10 +74,16 @@ class Rig:
         engine = self.engine
         blocks, pool, scheduler = engine._blocks, engine._rows, engine._scheduler
         running = scheduler.running
-        held = [block for sequence in running for block in sequence.block_table]
-        assert len(held) == len(set(held))
-        assert all(blocks.references(block) == 1 for block in held)
+        assert not self.runner.violations, self.runner.violations
+        held = Counter(block for sequence in running for block in sequence.block_table)
+        assert all(blocks.references(block) == held[block] for block in range(blocks.num_blocks))
         assert blocks.num_free + len(held) == blocks.num_blocks
+        assert set(blocks._free) | set(blocks._idle) | set(held) == set(range(blocks.num_blocks))
+        assert {key: block for block, key in enumerate(blocks._keys) if key is not None} == blocks._by_key
+        assert set(blocks._idle) <= set(blocks._by_key.values()) <= set(blocks._idle) | set(held)
+        for sequence in running:
+            full = sequence.num_computed // blocks.block_tokens
+            assert all(blocks._keys[block] is None for block in sequence.block_table[full:])
         live = list(engine._live.values())
         assert set(running) | set(scheduler._waiting) == set(live)
         assert all(sequence.state is not State.FINISHED for sequence in live)

@@ -37,11 +37,12 @@ class EngineMachine(RuleBasedStateMachine):
         length=st.integers(1, 40),
         max_tokens=st.integers(1, 30),
         timeout_s=st.sampled_from(TIMEOUTS),
+        common=st.integers(0, 40),
     )
     def arrive(
-        self, owner: int, account: str, adapter: str | None, length: int, max_tokens: int, timeout_s: float
+        self, owner: int, account: str, adapter: str | None, length: int, max_tokens: int, timeout_s: float, common: int
     ) -> None:
-        self.world.arrive(owner, account, adapter, length, max_tokens, timeout_s)
+        self.world.arrive(owner, account, adapter, length, max_tokens, timeout_s, common)
 
     @rule(which=st.integers(0, 100))
     def abort(self, which: int) -> None:
@@ -73,6 +74,10 @@ class EngineMachine(RuleBasedStateMachine):
     def a_step_fails(self) -> None:
         self.world.a_step_fails()
 
+    @rule(adapter=st.sampled_from(["", *ADAPTERS]))
+    def numbers_overflow(self, adapter: str) -> None:
+        self.world.numbers_overflow(adapter)
+
     @invariant()
     def bounds_hold(self) -> None:
         self.world.check()
@@ -88,8 +93,8 @@ TestEngineMachine = EngineMachine.TestCase
 def live(world: World, draw: random.Random, events: int) -> None:
     """Mostly arrivals, loads and steps; now and then a misfortune."""
     for _ in range(events):
-        match draw.choices(["arrive", "load", "step", "fail", "abort", "break", "forget", "close"],
-                           [30, 25, 40, 2, 3, 1, 2, 0.5])[0]:  # fmt: skip
+        match draw.choices(["arrive", "load", "step", "fail", "abort", "break", "overflow", "forget", "close"],
+                           [30, 25, 40, 2, 3, 1, 1, 2, 0.5])[0]:  # fmt: skip
             case "arrive":
                 world.arrive(
                     draw.choice(OWNERS),
@@ -98,6 +103,7 @@ def live(world: World, draw: random.Random, events: int) -> None:
                     draw.randint(1, 40),
                     draw.randint(1, 30),
                     draw.choice(TIMEOUTS),
+                    draw.choice((0, 13, 28, 40)),
                 )
             case "load" if world.rig.loads.started:
                 world.load_arrives(draw.randint(0, 10))
@@ -109,6 +115,8 @@ def live(world: World, draw: random.Random, events: int) -> None:
                 world.abort(draw.randint(0, 10_000))
             case "break":
                 world.a_step_fails()
+            case "overflow":
+                world.numbers_overflow(draw.choice(("", *ADAPTERS)))
             case "forget":
                 world.forget(draw.choice(list(ADAPTERS)))
             case "close":
@@ -124,8 +132,17 @@ def test_long_lives_in_which_everything_runs_out() -> None:
         world.finish()
         stats = world.rig.engine.stats()
         seen += Counter(preemptions=stats.preemptions, evictions=stats.evictions, tokens=stats.generated_tokens)
+        seen["cached"] += stats.prefix_hit_tokens
         for key in set(world.requests) - world.gone:
             last = world.rig.last(key[1], key[0])
             seen[last.failure.kind if last.failure else "answered"] += 1
-    least = {"preemptions": 50, "evictions": 50, "tokens": 5000, "answered": 300, "timeout": 50, "overloaded": 50}
+    least = {
+        "preemptions": 50,
+        "evictions": 50,
+        "tokens": 5000,
+        "cached": 500,
+        "answered": 300,
+        "timeout": 50,
+        "overloaded": 30,
+    }
     assert {what: seen[what] for what in least if seen[what] < least[what]} == {}, seen

@@ -8,26 +8,34 @@ from tests.runtime.fakes import answer, ref, submit, tokens_of
 from tests.runtime.rig import Rig
 
 ADAPTERS = {f"x{i}": rank for i, rank in enumerate([8, 8, 16, 24, 4, 40])}
-KINDS = {"timeout", "overloaded", "too_long", "adapter_missing", "adapter_too_large", "internal"}
+KINDS = {"timeout", "overloaded", "too_long", "adapter_missing", "adapter_too_large", "adapter_corrupt", "internal"}
 
 
 class World:
     """Small enough that blocks, rows, leases and the queue all run out."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, prefix_cache: bool = True) -> None:
         self.rig = Rig(
-            num_blocks=16, rows=32, max_running=5, max_waiting=8, step_tokens=16, copy_bytes=150, max_leases=3
+            num_blocks=16,
+            rows=32,
+            max_running=5,
+            max_waiting=8,
+            step_tokens=16,
+            copy_bytes=150,
+            max_leases=3,
+            prefix_cache=prefix_cache,
         )
         self.requests: dict[tuple[int, int], Submit] = {}
         self.gone: set[tuple[int, int]] = set()
 
     def arrive(
-        self, owner: int, account: str, adapter: str | None, length: int, max_tokens: int, timeout_s: float
+        self, owner: int, account: str, adapter: str | None, length: int, max_tokens: int, timeout_s: float, common: int
     ) -> None:
+        """The first `common` tokens of a prompt are those of everybody's prompts."""
         number = len(self.requests) + 1
         request = submit(
             number,
-            tokens_of(number, length),
+            (tokens_of(0, 40)[:common] + tokens_of(number, 40))[:length],
             account=account,
             adapter=None if adapter is None else ref(adapter, ADAPTERS[adapter]),
             max_tokens=max_tokens,
@@ -73,6 +81,11 @@ class World:
         self.rig.runner.fail_next = RuntimeError("planted")
         self.rig.step()
         self.rig.runner.fail_next = None
+
+    def numbers_overflow(self, adapter: str) -> None:
+        self.rig.runner.broken_adapters = {adapter}
+        self.rig.step()
+        self.rig.runner.broken_adapters = set()
 
     def check(self) -> None:
         stats = self.rig.engine.stats()
