@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from gateway.body_budget import BodyHold
 from gateway.errors import InternalError, LorikeetError, RequestTimeout, StorageUnavailable
 from gateway.exchange import CLIENT_ABORT_STATUS, Exchange
 from gateway.messages import ChatRequest, Chunk, Identity
@@ -68,9 +69,10 @@ class Answer(Response):
         timeout_s = server.request_timeout_s
         announced = self._request.headers.get("content-length")
         try:
-            with self._services.bodies.reserve(announced, server.max_body_bytes):
+            account_id = self._identity.account_id
+            with self._services.bodies.reserve(account_id, announced, server.max_body_bytes) as hold:
                 async with asyncio.timeout(timeout_s):
-                    last = await self._converse(receive, send)
+                    last = await self._converse(receive, send, hold)
         except (CallerGone, ClientDisconnect):
             await self._abandoned()
             return
@@ -96,10 +98,10 @@ class Answer(Response):
         else:
             await self._send_whole(last, error, send)
 
-    async def _converse(self, receive: Receive, send: Send) -> Chunk:
+    async def _converse(self, receive: Receive, send: Send, hold: BodyHold) -> Chunk:
         """Everything up to the last chunk. Raises CallerGone and every LorikeetError."""
         exchange, services = self._exchange, self._services
-        exchange.body = await read_body(self._request, services.settings.server.max_body_bytes)
+        exchange.body = await read_body(self._request, services.settings.server.max_body_bytes, hold.cover)
         exchange.check_gateway()
         asked = self._parse(exchange.body)
         exchange.asked(asked)

@@ -3,12 +3,17 @@
 uvicorn waits for ever on a head or body that never ends, takes heads of any size, and accepts two Host headers and
 chunked bodies on HTTP/1.0. Here a connection is closed with 400, 408, 414 or 431 instead, and never reused. A body must
 arrive at `MIN_BODY_RATE` on average after a grace time; a reader must take bytes within `STALLED_READER_S`.
+
+Pipelining is answered in order, a few requests ahead: nothing is read while more than one request is open. Trailers are
+dropped, because uvicorn would append them to the headers of a request that is already being judged by them.
 """
 
 import asyncio
+import re
+from collections.abc import Callable
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 HEAD_DEADLINE_S: Final = 10.0
 BODY_GRACE_S: Final = 30.0
@@ -17,7 +22,9 @@ STALLED_READER_S: Final = 30.0
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 128
 MAX_URL_BYTES: Final = 16 * 1024
+MAX_PIPELINED: Final = 64
 CHECK_S: Final = 1.0
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~%:\[\]-]{0,255}")
 
 
 class _Refused(Exception):
@@ -32,6 +39,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._phase = "idle"
         self._phase_began = 0.0
         self._received = 0
+        self._framing = 0  # bytes of the body phase since the last byte of body: chunk extensions and trailers
+        self._running: RequestResponseCycle | None = None
+        self._closing_since: float | None = None
         self._refusal: tuple[int, str] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._reader_stalled: asyncio.TimerHandle | None = None
@@ -48,6 +58,12 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         for timer in (self._watch, self._reader_stalled):
             if timer is not None:
                 timer.cancel()
+        # uvicorn tells the newest request only; with pipelining the one at work is an older one.
+        running = self._running
+        if running is not None and running is not self.cycle and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -58,7 +74,12 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             self._refusal = (431, "Request header fields too large.")
             self.send_400_response("")
             return
+        if self._phase == "body":
+            self._framing += len(data)
         super().data_received(data)
+        if self._phase == "body" and self._framing > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refusal = (431, "Chunk extensions or trailers too large.")
+            self.send_400_response("")
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -82,6 +103,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             self._refuse(414, "URI too long.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase == "body":  # a trailer: it may not change a request that is at work
+            return
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
             self._refuse(431, "Too many header fields.")
@@ -92,6 +115,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         names = [name for name, _ in self.headers]
         if names.count(b"host") > 1 or (names.count(b"host") == 0 and self.parser.get_http_version() == "1.1"):
             self._refuse(400, "Exactly one Host header is needed.")
+        if not all(_HOST.fullmatch(value) for name, value in self.headers if name == b"host"):
+            self._refuse(400, "The Host header is not a host.")
         if b"transfer-encoding" in names and (
             b"content-length" in names
             or self.parser.get_http_version() == "1.0"
@@ -103,12 +128,28 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         path = self.url.partition(b"?")[0].lower()
         if b"%00" in path or b"/../" in path.replace(b"%2e", b".").replace(b"%2f", b"/") + b"/":
             self._refuse(400, "The path may not hold NUL or '..'.")
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._refuse(400, "Too many pipelined requests.")
         self._enter("body")
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._enter("idle")
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """The next pipelined request begins. uvicorn reads on at every answer: requests come faster than answers go."""
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answers with the refusal's own status, if there is one, and closes."""
@@ -126,7 +167,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     # deadlines
 
     def _enter(self, phase: str) -> None:
-        self._phase, self._phase_began, self._received = phase, self.loop.time(), 0
+        self._phase, self._phase_began, self._received, self._framing = phase, self.loop.time(), 0, 0
 
     def _refuse(self, status: int, text: str) -> None:
         self._refusal = (status, text)
@@ -137,7 +178,13 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         return b"\r\n\r\n" in data
 
     def _check(self) -> None:
-        waited = self.loop.time() - self._phase_began
+        now = self.loop.time()
+        if self.transport.is_closing():  # the last bytes are on their way to a peer that may never take them
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since > STALLED_READER_S:
+                self.transport.abort()
+                return
+        waited = now - self._phase_began
         late = (self._phase == "head" and waited > HEAD_DEADLINE_S) or (
             self._phase == "body"
             and not self.flow.read_paused  # the app is slow, not the peer

@@ -3,6 +3,7 @@
 Bounded while it streams in, so a body over the limit is refused before it is read to its end.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,9 +12,10 @@ from starlette.requests import Request
 from gateway.errors import BadInput, EmptyBody, RequestTooLarge
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
     """The whole body. Raises RequestTooLarge as soon as it passes the limit, by its header if that says so; BadInput
-    for a compressed one, whose real size nobody knows yet."""
+    for a compressed one, whose real size nobody knows yet. `arrived` is told the bytes so far; what it raises ends it.
+    """
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         raise BadInput(f"the request body is compressed ({encoding[:32]!r}); send it as it is")
@@ -26,6 +28,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         data += chunk
         if len(data) > max_bytes:
             raise too_large
+        if arrived is not None:
+            arrived(len(data))
     return bytes(data)
 
 

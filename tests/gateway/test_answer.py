@@ -281,7 +281,7 @@ async def test_a_reader_who_never_reads_is_given_up_at_the_deadline(tmp_path: Pa
 
 async def test_bodies_in_memory_are_bounded_together(tmp_path: Path) -> None:
     gate = asyncio.Event()
-    server = {"body_buffer_bytes": 1000, "max_body_bytes": 5000}
+    server = {"body_buffer_bytes": 1600, "max_body_bytes": 5000}
     async with opened(tmp_path, gate, "a", server=server) as stack, asyncio.TaskGroup() as group:
         first = group.create_task(stack.post(RUN, {"prompt": "x" * 700}))
         await stack.fake.until(lambda: stack.fake.open == 1)
@@ -300,19 +300,46 @@ async def test_bodies_in_memory_are_bounded_together(tmp_path: Path) -> None:
 LENGTHS = st.sampled_from([None, "", "0", "7", "600", "-5", "9" * 30, "1e3"])
 
 
-@given(st.lists(st.tuples(LENGTHS, st.booleans()), max_size=30))
-def test_the_budget_is_kept_and_given_back(calls: list[tuple[str | None, bool]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from("abc"), LENGTHS, st.integers(0, 500), st.booleans()), max_size=30))
+def test_the_budget_is_kept_and_given_back(calls: list[tuple[str, str | None, int, bool]]) -> None:
     budget = BodyBudget(1000)
     with contextlib.ExitStack() as stack:
-        for announced, keep in calls:
+        for account_id, announced, num_bytes, keep in calls:
+            held = stack if keep else contextlib.ExitStack()
             try:
-                held = stack if keep else contextlib.ExitStack()
-                held.enter_context(budget.reserve(announced, 500))
-                if held is not stack:
-                    held.close()
+                held.enter_context(budget.reserve(account_id, announced, 500)).cover(num_bytes)
             except OverCapacity:
                 assert budget.used_bytes > 0
+            if held is not stack:
+                held.close()
             assert 0 <= budget.used_bytes <= 1000
+    assert budget.used_bytes == 0
+
+
+def test_one_account_cannot_take_the_room_of_the_others() -> None:
+    budget = BodyBudget(1_000_000)
+    with contextlib.ExitStack() as stack:
+        for size in (100_000, 10_000, 1000, 100, 10, 1):
+            with contextlib.suppress(OverCapacity):
+                while True:
+                    stack.enter_context(budget.reserve("greedy", str(size), 100_000))
+        for _ in range(10):
+            stack.enter_context(budget.reserve("other", "20000", 100_000))
+    assert budget.used_bytes == 0
+
+
+def test_a_body_of_unknown_length_takes_what_has_come() -> None:
+    budget = BodyBudget(1_000_000)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(budget.reserve("a", None, 300_000))
+        for _ in range(20):
+            stack.enter_context(budget.reserve("a", None, 300_000))
+        small = budget.used_bytes
+        assert small < 400_000
+        first.cover(100_000)
+        assert budget.used_bytes >= small + 80_000
+        with pytest.raises(OverCapacity):
+            first.cover(290_000)
     assert budget.used_bytes == 0
 
 

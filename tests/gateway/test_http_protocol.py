@@ -1,6 +1,7 @@
 """Bad framing, oversized heads and requests that never end, over raw sockets against a real uvicorn."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +11,9 @@ import gateway.http_protocol as protocol
 from gateway.http_protocol import GuardedHttpProtocol
 
 SEEN: list[str] = []
+HEADERS: list[list[bytes]] = []
+WAITING = asyncio.Event()
+GONE = asyncio.Event()
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -18,6 +22,13 @@ async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
     SEEN.append(scope["path"])
     while (await receive()).get("more_body"):
         pass
+    HEADERS.append([name for name, _ in scope["headers"]])
+    if scope["path"] == "/wait":
+        WAITING.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        GONE.set()
+        return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -29,13 +40,14 @@ class _Server(uvicorn.Server):
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    SEEN.clear()
+    for seen in (SEEN, HEADERS, WAITING, GONE):
+        seen.clear()
     server = _Server(uvicorn.Config(_app, port=0, http=GuardedHttpProtocol, lifespan="off", log_config=None))
     serving = asyncio.ensure_future(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     yield int(server.servers[0].sockets[0].getsockname()[1])
-    server.should_exit = True
+    server.should_exit = server.force_exit = True
     await serving
 
 
@@ -46,6 +58,13 @@ async def _send(port: int, data: bytes, *, until_close: bool = True) -> bytes:
         return await asyncio.wait_for(reader.read() if until_close else reader.readuntil(b"ok"), 10)
     finally:
         writer.close()
+
+
+async def _flood(writer: asyncio.StreamWriter, piece: bytes, times: int) -> None:
+    for _ in range(times):
+        writer.write(piece)
+        await asyncio.wait_for(writer.drain(), 10)
+        await asyncio.sleep(0)  # lets a connection that was closed say so
 
 
 async def test_good_requests_pass_and_the_connection_is_reused(port: int) -> None:
@@ -76,6 +95,8 @@ async def test_a_large_body_in_one_write_is_not_a_large_head(port: int) -> None:
         (b"GET /a/%2e%2e/b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET /a/..%2fb HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET /a%00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a/#@b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\xff\r\n\r\n", 400),
         (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 1_000_000 + b"\r\n\r\n", 431),
@@ -101,3 +122,53 @@ async def test_what_never_ends_is_closed(port: int, data: bytes, monkeypatch: py
     writer.write(data)
     assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 408")
     writer.close()
+
+
+async def test_trailers_change_nothing(port: int) -> None:
+    chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    trailers = b"Authorization: Bearer late\r\nX: y\r\n"
+    assert (await _send(port, chunked + b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n", until_close=False)).startswith(
+        b"HTTP/1.1 200"
+    )
+    assert HEADERS == [[b"host", b"transfer-encoding"]]
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nX: ", b"3;ext="])
+async def test_trailers_and_chunk_extensions_are_bounded(port: int, endless: bytes) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + endless)
+    with pytest.raises(ConnectionError):
+        await _flood(writer, b"a" * 65536, 200)
+    writer.close()
+
+
+async def test_pipelined_requests_are_answered_in_order_a_few_at_a_time(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 0
+    begin = GuardedHttpProtocol.on_headers_complete
+
+    def count(self: GuardedHttpProtocol) -> None:
+        nonlocal most
+        begin(self)
+        most = max(most, len(self.pipeline))
+
+    monkeypatch.setattr(GuardedHttpProtocol, "on_headers_complete", count)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i for i in range(30)))
+    for _ in range(30):
+        await asyncio.wait_for(reader.readuntil(b"ok"), 5)
+    assert [int(path[1:]) for path in SEEN] == list(range(30))
+    with contextlib.suppress(ConnectionError):  # one who never reads and asks on and on
+        await _flood(writer, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000, 100)
+    writer.close()
+    assert 0 < most <= protocol.MAX_PIPELINED
+
+
+async def test_a_disconnect_reaches_the_request_at_work_behind_which_others_wait(port: int) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\nGET /next HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.wait_for(WAITING.wait(), 5)
+    writer.transport.abort()
+    await asyncio.wait_for(GONE.wait(), 5)
+    assert SEEN == ["/wait"]
