@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kernels.head_norm import head_norm_
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope_write_kv, rotary_table
 from kernels.silu_mul import Activation, gated_activation
@@ -31,6 +32,27 @@ def test_rms_norm_does_not_overflow_in_half_precision() -> None:
 def test_rms_norm_refuses_a_weight_of_another_shape() -> None:
     with pytest.raises(ValueError, match="rms_norm"):
         rms_norm(torch.zeros(2, 8), torch.ones(7), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weight_is_fp32", [True, False])
+def test_head_norm_changes_q_and_k_only(dtype: torch.dtype, weight_is_fp32: bool) -> None:
+    heads, kv_heads, dim = 4, 2, 6
+    qkv = (torch.randn(5, (heads + 2 * kv_heads) * dim) * 3).to(dtype)
+    before = qkv.double().view(5, -1, dim)
+    weight = torch.rand(heads + kv_heads, dim) + 0.5
+    weight = weight if weight_is_fp32 else weight.to(dtype)
+    head_norm_(qkv, weight, 1e-3)
+    after = qkv.double().view(5, -1, dim)
+    exact = before[:, :6] / torch.sqrt((before[:, :6] ** 2).mean(-1, keepdim=True) + 1e-3) * weight.double()
+    assert bool(((after[:, :6] - exact).abs() <= exact.abs() * (torch.finfo(dtype).eps * 0.51 + 1e-6)).all())
+    assert torch.equal(after[:, 6:], before[:, 6:])
+
+
+def test_head_norm_refuses_a_weight_that_does_not_fit() -> None:
+    for weight in (torch.ones(8, 6), torch.ones(6, 6).half()):
+        with pytest.raises(ValueError, match="head_norm"):
+            head_norm_(torch.zeros(2, 48), weight, 1e-6)
 
 
 @pytest.mark.parametrize(("activation", "reference"), [("silu", "silu"), ("gelu_tanh", "gelu")])

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from kernels import capped_attention
 from kernels.paged_attention import DecodeGroup, PrefillChunk, attention_mask, paged_attention
 
 HEADS, DIM = 6, 10
@@ -27,13 +28,23 @@ def put(cache: torch.Tensor, blocks: list[int], context: int) -> tuple[torch.Ten
     return keys, values
 
 
-def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: int, last: int) -> torch.Tensor:
+def attend(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    first: int,
+    last: int,
+    scale: float = 1 / math.sqrt(DIM),
+    softcap: float = math.inf,
+) -> torch.Tensor:
     """One query [HEADS, DIM] over the positions first..last, in float64."""
     out = torch.empty(HEADS, DIM, dtype=torch.float64)
     for head in range(HEADS):
         kv_head = head // (HEADS // keys.shape[1])
         k, v = keys[first : last + 1, kv_head].double(), values[first : last + 1, kv_head].double()
-        out[head] = torch.softmax(k @ q[head].double() / math.sqrt(DIM), 0) @ v
+        scores = k @ q[head].double() * scale
+        capped = scores if softcap == math.inf else softcap * torch.tanh(scores / softcap)
+        out[head] = torch.softmax(capped, 0) @ v
     return out
 
 
@@ -68,6 +79,29 @@ def test_a_chunk_sees_what_came_before_and_itself(start: int, count: int, masked
     for row in range(count):
         expected = attend(q[row], keys, values, 0, start + row)
         assert (out[row].double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(0.7, None), (None, 1.5), (0.7, 0.4)])
+@pytest.mark.parametrize("tile", [1, 100, 1 << 22])
+@pytest.mark.parametrize("kv_heads", [1, 3, 6])
+def test_scale_and_softcap(
+    scale: float | None, softcap: float | None, tile: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capped_attention, "TILE_ELEMENTS", tile)
+    cache, given = make_cache(12, 4, kv_heads), (scale or 1 / math.sqrt(DIM), softcap or math.inf)
+    keys, values = put(cache, [3, 7, 0], 11)
+    q = torch.randn(1 + 11 + 5, HEADS, DIM, generator=torch.Generator().manual_seed(2)) * 2
+    at, last = torch.tensor([10]), torch.arange(6, 11)
+    mask = attention_mask(at - 4, at, 12, q.dtype).view(1, 1, 1, -1)
+    late = attention_mask(last - 3, last, 11, q.dtype)
+    blocks = torch.tensor([3, 7, 0])
+    chunks = (PrefillChunk(1, 12, 11, blocks, None), PrefillChunk(12, 17, 11, blocks, late))
+    out = paged_attention(q, cache, (DecodeGroup(torch.tensor([0]), blocks, mask),), chunks, scale, softcap).double()
+    assert torch.allclose(out[0], attend(q[0], keys, values, 6, 10, *given), atol=1e-5)
+    for row in range(11):
+        assert torch.allclose(out[1 + row], attend(q[1 + row], keys, values, 0, row, *given), atol=1e-5)
+    for row in range(5):
+        assert torch.allclose(out[12 + row], attend(q[12 + row], keys, values, row + 3, row + 6, *given), atol=1e-5)
 
 
 def test_groups_and_chunks_share_a_step_in_any_order() -> None:

@@ -145,7 +145,14 @@ def make_base(name: str, folder: Path, seed: int = 7) -> PreTrainedModel:
     return model
 
 
-def load_runner(folder: Path, *, block_tokens: int = 16, dtype: str = "float32", kv_tokens: int = 4096) -> TorchRunner:
+def load_runner(
+    folder: Path,
+    *,
+    block_tokens: int = 16,
+    dtype: str = "float32",
+    kv_tokens: int = 4096,
+    adapter_rows: int = 128,
+) -> TorchRunner:
     """A runner with room for `kv_tokens` tokens or a little more."""
     geometry = Geometry.from_folder(folder)
     cell = geometry.num_layers * 2 * geometry.num_kv_heads * geometry.head_dim * 4
@@ -156,7 +163,7 @@ def load_runner(folder: Path, *, block_tokens: int = 16, dtype: str = "float32",
         threads=1,
         kv_bytes=cell * (kv_tokens + block_tokens),
         block_tokens=block_tokens,
-        adapter_rows=128,
+        adapter_rows=adapter_rows,
         max_slots=8,
     )
 
@@ -229,10 +236,18 @@ class Job:
         )
 
 
-def decode(runner: TorchRunner, jobs: Sequence[Job], *, block_tokens: int, order: int = 0) -> list[list[int]]:
+def decode(
+    runner: TorchRunner,
+    jobs: Sequence[Job],
+    *,
+    block_tokens: int,
+    order: int = 0,
+    preempt_at: Sequence[int] = (),
+) -> list[list[int]]:
     """Runs all jobs to their end in shared steps and returns the answers, in the order of `jobs`.
 
-    `order` seeds the choice of blocks and the order of rows within a slot.
+    `order` seeds the choice of blocks and the order of rows within a slot. Before each step of `preempt_at` one live
+    job loses its blocks and starts over: what it has said so far becomes part of its prompt.
     """
     shuffle = random.Random(order)
     free = list(range(runner.num_blocks))
@@ -241,6 +256,11 @@ def decode(runner: TorchRunner, jobs: Sequence[Job], *, block_tokens: int, order
     while any(len(job.answer) < job.num_tokens for job in jobs):
         live = [(i, job) for i, job in enumerate(jobs) if len(job.answer) < job.num_tokens and job.arrives <= step]
         shuffle.shuffle(live)
+        if live and step in preempt_at:
+            victim = live[0][1]
+            free.extend(victim.blocks)
+            shuffle.shuffle(free)
+            victim.blocks, victim.computed = [], 0
         live.sort(key=lambda item: item[1].slot)
         rows = []
         for index, job in live:
@@ -252,7 +272,8 @@ def decode(runner: TorchRunner, jobs: Sequence[Job], *, block_tokens: int, order
             continue
         batch = Batch(tuple(rows))
         logits = runner.logits(batch)
-        tokens = runner.execute(batch)  # the same step once more: repeating a step must change nothing
+        # The same step once more: repeating a step must change nothing.
+        tokens = [token for token in runner.execute(batch) if isinstance(token, int)]
         sampled = iter(zip(logits, tokens, strict=True))
         for (_, job), row in zip(live, rows, strict=True):
             job.computed += len(row.token_ids)

@@ -98,7 +98,19 @@ def test_a_mixed_batch_equals_peft(
         check(peft_model, name, job)
 
 
-@pytest.mark.parametrize("name", ["gemma-mqa", "mistral-window", "llama-mqa-tied"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemma-mqa",
+        "gemma2-gqa",
+        "gemma3-gqa",
+        "mistral-window",
+        "llama-mqa-tied",
+        "llama-biases",
+        "qwen2-window-tied",
+        "qwen3-gqa",
+    ],
+)
 def test_adapters_on_the_other_families_equal_peft(name: str, tmp_path: Path) -> None:
     peft_model = add_adapters(make_base(name, tmp_path), ADAPTERS)
     runner = load_runner(tmp_path)

@@ -9,6 +9,15 @@ from transformers import AutoModelForCausalLM
 from runtime.runner import TorchRunner
 from tests.runtime.oracle import CONFIGS, Job, assert_agrees, decode, load_runner, make_base, prompts
 
+ONE_OF_EACH_FAMILY = [
+    "llama-gqa",
+    "mistral-window",
+    "gemma-mqa",
+    "gemma2-gqa",
+    "gemma3-gqa",
+    "qwen2-window-tied",
+    "qwen3-gqa",
+]
 DEMO = Path(__file__).parents[2] / "gateway" / "demo" / "data" / "base"
 
 
@@ -16,7 +25,7 @@ DEMO = Path(__file__).parents[2] / "gateway" / "demo" / "data" / "base"
 def test_prefill_and_every_decode_step_equal_transformers(name: str, tmp_path: Path) -> None:
     model = make_base(name, tmp_path)
     runner = load_runner(tmp_path, block_tokens=16)
-    jobs = [Job(prompt, num_tokens=64) for prompt in prompts(runner.vocab_size, (1, 16, 37))]
+    jobs = [Job(prompt, num_tokens=128) for prompt in prompts(runner.vocab_size, (1, 16, 37))]
     decode(runner, jobs, block_tokens=16)
     for job in jobs:
         assert_agrees(model, job)
@@ -24,23 +33,26 @@ def test_prefill_and_every_decode_step_equal_transformers(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize(("block_tokens", "chunk"), [(1, 0), (7, 5), (16, 16), (32, 1), (64, 33)])
-@pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "gemma-mqa"])
-def test_block_size_and_chunking_change_nothing(name: str, block_tokens: int, chunk: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_block_size_chunking_and_preemption_change_nothing(
+    name: str, block_tokens: int, chunk: int, tmp_path: Path
+) -> None:
     model = make_base(name, tmp_path)
     runner = load_runner(tmp_path, block_tokens=block_tokens, kv_tokens=1024)
     lengths = (50, 3, 21)
     jobs = [
-        Job(prompt, num_tokens=20, chunk=chunk, arrives=2 * i)
+        Job(prompt, num_tokens=24, chunk=chunk, arrives=2 * i)
         for i, prompt in enumerate(prompts(runner.vocab_size, lengths))
     ]
-    decode(runner, jobs, block_tokens=block_tokens)
+    decode(runner, jobs, block_tokens=block_tokens, preempt_at=(3, 9, 10, 17))
     for job in jobs:
         assert_agrees(model, job)
 
 
-def test_rows_of_very_different_lengths_share_a_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma2-gqa"])
+def test_rows_of_very_different_lengths_share_a_step(name: str, tmp_path: Path) -> None:
     """Long and short contexts are attended in separate groups; each must still see only its own cells."""
-    model = make_base("llama-gqa", tmp_path)
+    model = make_base(name, tmp_path)
     runner = load_runner(tmp_path, block_tokens=2)
     lengths = (230, 2, 5, 4, 60, 3, 9, 2, 7)
     jobs = [Job(prompt, num_tokens=16) for prompt in prompts(runner.vocab_size, lengths)]
@@ -49,8 +61,9 @@ def test_rows_of_very_different_lengths_share_a_step(tmp_path: Path) -> None:
         assert_agrees(model, job)
 
 
-def test_batch_mates_and_order_change_no_token(tmp_path: Path) -> None:
-    make_base("llama-gqa", tmp_path)
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma2-gqa", "gemma3-gqa", "qwen2-window-tied"])
+def test_batch_mates_and_order_change_no_token(name: str, tmp_path: Path) -> None:
+    make_base(name, tmp_path)
     runner = load_runner(tmp_path)
     texts = prompts(runner.vocab_size, (30, 4, 17, 9, 25))
 
@@ -66,10 +79,11 @@ def test_batch_mates_and_order_change_no_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
+@pytest.mark.parametrize("name", ["gemma-mqa", "gemma2-gqa", "gemma3-mqa", "qwen2-gqa", "qwen3-gqa"])
 def test_half_precision_stays_near_transformers_in_the_same_precision(
-    dtype: str, tolerance: float, tmp_path: Path
+    name: str, dtype: str, tolerance: float, tmp_path: Path
 ) -> None:
-    model = make_base("gemma-mqa", tmp_path).to(getattr(torch, dtype))
+    model = make_base(name, tmp_path).to(getattr(torch, dtype))
     runner = load_runner(tmp_path, dtype=dtype)
     job = Job(prompts(runner.vocab_size, (40,))[0], num_tokens=1)
     decode(runner, [job], block_tokens=16)
