@@ -6,9 +6,9 @@ one decode token. Rows are ordered by slot (base rows, -1, first), so each adapt
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from runtime.protocol import SamplingParams
+from runtime.protocol import SamplingParams, TokenScore
 from storage.packed import Packed
 
 BASE_SLOT = -1
@@ -45,11 +45,21 @@ class Batch:
     rows: tuple[Row, ...]
 
 
+class Scored(NamedTuple):
+    """A sampled token with its log-probabilities, for rows whose `top_logprobs` is set."""
+
+    token_id: int
+    score: TokenScore
+
+
+Sampled = int | Scored
+
+
 class Runner(Protocol):
     """What the engine needs of a device. `runner.py` is torch; tests of the decisions use a fake."""
 
-    def execute(self, batch: Batch) -> list[int]:
-        """Runs the model over the batch; one sampled token id per row with `samples`, in row order.
+    def execute(self, batch: Batch) -> Sequence[Sampled]:
+        """Runs the model over the batch; one sampled token per row with `samples`, in row order.
 
         A step may be repeated: it writes the same keys and values and draws the same tokens. Raises LogitsInvalid,
         which names the sequences whose numbers overflowed (repeat the step without them), RunnerMisused, DeviceLost.

@@ -10,12 +10,12 @@ import itertools
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from runtime.adapter import MAX_LEASES, Loads, Way
 from runtime.admission import QueueSpeed, unacceptable
-from runtime.batch import BASE_SLOT, Batch, Row, Runner
+from runtime.batch import BASE_SLOT, Batch, Row, Runner, Sampled
 from runtime.blocks import BlockPool
 from runtime.errors import DeviceLost, DuplicateId, LogitsInvalid, RunnerMisused
 from runtime.pace import StepPace
@@ -28,6 +28,7 @@ from runtime.protocol import (
     SequenceOutput,
     Stats,
     Submit,
+    TokenScore,
 )
 from runtime.residency import Residency
 from runtime.scheduler import Scheduled, Scheduler
@@ -264,7 +265,7 @@ class Engine:
             self._scheduler.distrust(item.sequence)
             self._end(item.sequence, "error", failure, now)
 
-    def _computed(self, plan: list[Scheduled], rows: tuple[Row, ...], tokens: list[int]) -> None:
+    def _computed(self, plan: list[Scheduled], rows: tuple[Row, ...], tokens: Collection[Sampled]) -> None:
         now = self._clock()
         self._num_steps += 1
         adapters = len({row.slot for row in rows} - {BASE_SLOT})
@@ -274,12 +275,15 @@ class Engine:
         sampled = iter(tokens)
         for item, row in zip(plan, rows, strict=True):
             item.sequence.joined(len(rows), adapters, accounts)
-            token = next(sampled) if row.samples else None
+            if not row.samples:
+                self._scheduler.computed(item, None)
+                continue
+            found = next(sampled)
+            token, scores = (found, ()) if isinstance(found, int) else (found.token_id, (found.score,))
             self._scheduler.computed(item, token)
-            if token is not None:
-                self._deliver(item.sequence, token, now)
+            self._deliver(item.sequence, token, scores, now)
 
-    def _deliver(self, sequence: Sequence, token: int, now: float) -> None:
+    def _deliver(self, sequence: Sequence, token: int, scores: tuple[TokenScore, ...], now: float) -> None:
         if sequence.first_token_at is None:
             sequence.first_token_at = now
         sampling = sequence.sampling
@@ -287,11 +291,10 @@ class Engine:
         if ends or token in sampling.stop_token_ids:
             self._end(sequence, "stop", None, now)
         elif sequence.num_remaining <= 0:
-            self._end(sequence, "length", None, now, (token,))
+            self._end(sequence, "length", None, now, (token,), scores)
         else:
-            self._outputs.append(
-                Output(sequence.owner, SequenceOutput(sequence_id=sequence.sequence_id, token_ids=(token,)))
-            )
+            output = SequenceOutput(sequence_id=sequence.sequence_id, token_ids=(token,), scores=scores)
+            self._outputs.append(Output(sequence.owner, output))
 
     def _end(
         self,
@@ -300,6 +303,7 @@ class Engine:
         failure: Failure | None,
         now: float,
         token_ids: tuple[int, ...] = (),
+        scores: tuple[TokenScore, ...] = (),
     ) -> None:
         """The sequence's last output; everything it holds is free afterwards."""
         self._scheduler.finish(sequence)
@@ -315,6 +319,7 @@ class Engine:
             completion_tokens=sequence.num_generated,
             cached_tokens=sequence.cached_tokens,
             timing=sequence.timing(now),
+            scores=scores,
         )
         self._outputs.append(Output(sequence.owner, output))
 

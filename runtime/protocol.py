@@ -166,8 +166,18 @@ class SequenceTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     adapter_source: Tier | None = None
 
 
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of a token, and the best (token id, log-probability) at its place, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """New tokens of one sequence. With `finish_reason` it is the last one and carries usage and timing."""
+    """New tokens of one sequence. With `finish_reason` it is the last one and carries usage and timing.
+
+    scores: one for each of token_ids if the request has `top_logprobs`, else empty.
+    """
 
     sequence_id: int
     token_ids: tuple[int, ...] = ()
@@ -177,6 +187,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     timing: SequenceTiming | None = None
+    scores: tuple[TokenScore, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

@@ -11,12 +11,13 @@ from typing import Final
 
 import torch
 
-from runtime.batch import Batch
+from runtime.batch import Batch, Sampled
 from runtime.errors import ConfigInvalid, DeviceLost
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.kv_cache import KVCache
 from runtime.layers.lora import LoraPlanner
 from runtime.layers.step import StepBuilder
+from runtime.logprobs import scored
 from runtime.models.config import ModelConfig
 from runtime.models.decoder import Decoder, load_decoder
 from runtime.sampler import sample
@@ -107,12 +108,12 @@ class TorchRunner:
     def eos_token_ids(self) -> tuple[int, ...]:
         return self._decoder.config.eos_token_ids
 
-    def execute(self, batch: Batch) -> list[int]:
+    def execute(self, batch: Batch) -> list[Sampled]:
         """See `runtime.batch.Runner`."""
         logits = self.logits(batch)
         rows = [row for row in batch.rows if row.samples]
         with torch.inference_mode(), _device_errors():
-            return sample(logits, rows) if rows else []
+            return scored(logits, rows, sample(logits, rows)) if rows else []
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """The step up to the sampler: [rows with `samples`, vocab] in the model's dtype. Raises RunnerMisused."""

@@ -25,7 +25,11 @@ class Stream:
         if self.ended:
             return
         if self._pending is not None:
-            output = msgspec.structs.replace(output, token_ids=self._pending.token_ids + output.token_ids)
+            output = msgspec.structs.replace(
+                output,
+                token_ids=self._pending.token_ids + output.token_ids,
+                scores=self._pending.scores + output.scores,
+            )
         self._pending = output
         self.ended = output.finish_reason is not None
         self._arrived.set()

@@ -1,0 +1,37 @@
+"""Log-probabilities of sampled tokens and of the best alternatives, for rows that ask.
+
+They are the model's own, as in vLLM by default: log-softmax of the logits as they left the model, before logit_bias,
+penalties, temperature and filters. So they say what the model thinks, the same at every temperature; a token that a
+bias forced shows how unlikely the model held it. Rows that do not ask cost one look at their parameters.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from runtime.batch import Row, Sampled, Scored
+from runtime.protocol import TokenScore
+
+# Stands for minus infinity, which JSON cannot say; OpenAI's number.
+LEAST: Final = -9999.0
+
+# Rows scored together; bounds the scratch (256 k words of vocabulary: 8 MB).
+_CHUNK_ROWS: Final = 8
+
+
+def scored(logits: torch.Tensor, rows: Sequence[Row], tokens: Sequence[int]) -> list[Sampled]:
+    """The tokens, those of rows with `top_logprobs` with their scores; logits is [rows, vocab]."""
+    found: list[Sampled] = list(tokens)
+    asking = [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]
+    for start in range(0, len(asking), _CHUNK_ROWS):
+        chunk = asking[start : start + _CHUNK_ROWS]
+        shares = torch.log_softmax(logits[chunk].float(), -1).clamp_(min=LEAST)
+        own = shares.gather(1, torch.tensor([[tokens[index]] for index in chunk], device=shares.device))
+        most = min(max(rows[index].sampling.top_logprobs or 0 for index in chunk), shares.shape[1])
+        values, words = shares.topk(most, -1) if most else (shares[:, :0], shares[:, :0].long())
+        for index, mine, best, ids in zip(chunk, own[:, 0].tolist(), values.tolist(), words.tolist(), strict=True):
+            count = rows[index].sampling.top_logprobs or 0
+            top = tuple(zip(ids[:count], best[:count], strict=True))
+            found[index] = Scored(tokens[index], TokenScore(mine, top))
+    return found
