@@ -22,8 +22,9 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model: catalogue name, for `ModelInfo`. model_folder: Hugging Face layout.
     threads: of torch on a CPU, 0 for its default. kv_bytes: key/value cache. adapter_rows: device pool in rank rows.
     step_tokens: new tokens per step, decode and prefill together. copy_bytes: adapter bytes written per step while
-    sequences run, so that a load never holds up a step for long. prefix_cache: an account's sequences share the blocks
-    of equal beginnings. starve_after_s: how long an adapter may find all rows referenced before rows are drained for it.
+    sequences run, so that a load never holds up a step for long. prefix_cache: an account's sequences share the
+    blocks of equal beginnings. starve_after_s: how long an adapter may find all rows referenced before rows are drained
+    for it.
     socket_path, or host and port: where to listen. `token` is the shared secret; a TCP listener must have one.
     max_outgoing_bytes: unread output at which a gateway is cut off. drain_s: time for running sequences at SIGTERM.
     max_step_s: a step that lasts longer is hung, and the process ends to be replaced.
