@@ -10,6 +10,9 @@ never stuck for blocks; decoding ones take a block when they need it, and when n
 preempted. The oldest is never preempted for another, and alone it always fits (`fits` is asked at arrival), so
 everything ends. A sequence at the head that lacks only blocks holds up those behind it, or it would never find enough;
 one that lacks its adapter holds up nobody.
+
+No account can keep another out by long answers: while an account that runs nothing has the next turn and finds no
+room, the account that runs most gives up its newest sequence, one a step, but never its only one.
 """
 
 import heapq
@@ -149,6 +152,7 @@ class Scheduler:
 
         `pace_tokens` is what the device can compute in good time; however slow it is, prompts go on.
         """
+        self._make_way()
         preemptions = self.num_preemptions
         steps = self._decodes()
         budget = min(self._step_tokens - len(steps), max(pace_tokens - len(steps), LEAST_PROMPT_TOKENS))
@@ -205,6 +209,27 @@ class Scheduler:
         """The most tokens that a running sequence with this adapter may still generate."""
         return max((item.num_remaining for item in self._running if item.digest == digest), default=0)
 
+    def _make_way(self) -> None:
+        """Room for an account that runs nothing, taken from the one that runs most."""
+        if len(self._running) < 2 or not len(self._waiting):
+            return
+        running = Counter(sequence.account_id for sequence in self._running)
+        heaviest, most = running.most_common(1)[0]
+        if most < 2:
+            return
+        head = next(self._waiting.candidates(self._adapters.admissible), None)
+        if head is None or head.account_id in running or self._has_room(head, self._prefixes.find(head)):
+            return
+        self._preempt(next(item for item in reversed(self._running) if item.account_id == heaviest))
+
+    def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
+        """Whether a row and the blocks beyond those `found` are free; alone, the blocks always are."""
+        if self.num_running >= self._max_running:
+            return False
+        # Each running sequence may soon need one more block; without this reserve they would preempt the new one.
+        needed = self._blocks.takes(found, len(sequence.tokens)) + self.num_running
+        return not self.num_running or needed <= self._blocks.num_free
+
     def _decodes(self) -> list[Scheduled]:
         steps = []
         for sequence in list(self._running):
@@ -224,10 +249,8 @@ class Scheduler:
         if budget <= 0 or self.num_running >= self._max_running:
             return steps
         for sequence in self._waiting.candidates(self._adapters.admissible):
-            # Each running sequence may soon need one more block; without this reserve they would preempt the new one.
             found = self._prefixes.find(sequence)
-            needed = self._blocks.takes(found, len(sequence.tokens)) + self.num_running
-            if self.num_running and needed > self._blocks.num_free:
+            if not self._has_room(sequence, found):
                 break
             self._blocks.share(found)
             sequence.block_table.extend(found)
