@@ -92,8 +92,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         **_GQA,
         **_rope(
             rope_type="yarn",
+            rope_theta=100.0,  # so that the mixed dimensions lie within so small a head
             factor=8.0,
-            original_max_position_embeddings=32,
+            original_max_position_embeddings=256,
             beta_fast=8.0,
             beta_slow=2.0,
             mscale=0.7,

@@ -86,6 +86,8 @@ def test_qwen2_yarn_as_its_cards_describe_it() -> None:
     (kind,) = read(**QWEN, model_type="qwen2", rope_theta=1e6, rope_scaling=yarn).kinds
     assert (kind.rope.kind, kind.rope.factor, kind.rope.original_positions) == ("yarn", 4.0, 32768)
     assert kind.rope.amplitude == pytest.approx(1.1386294361)  # 0.1 ln 4 + 1
+    outside = {"rope_scaling": {"factor": 4.0, "type": "yarn"}, "original_max_position_embeddings": 4096}
+    assert read(**QWEN, model_type="qwen2", **outside).kinds[0].rope.original_positions == 4096
     stated = read(**QWEN, model_type="qwen2", rope_scaling={**yarn, "attention_factor": 0.5}).kinds[0].rope
     assert stated.amplitude == 0.5
     ratio = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 8192}

@@ -154,6 +154,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another activation": (lambda f: edit_config(f, hidden_act="relu"), "hidden_act 'relu'"),
     "biases missing": (lambda f: edit_config(f, attention_bias=True), "q_proj.bias is missing"),
     "biases of another family": (lambda f: edit_config(f, model_type="mistral", attention_bias=True), "attention_bias"),
+    "MLP biases of another family": (lambda f: edit_config(f, model_type="mistral", mlp_bias=True), "mlp_bias"),
     "softcap of another family": (lambda f: edit_config(f, final_logit_softcapping=30.0), "final_logit_softcapping"),
     "softcap below zero": (
         lambda f: edit_config(f, **GEMMA2, final_logit_softcapping=-1.0),
