@@ -72,7 +72,7 @@ def _greedy(length: int) -> SamplingParams:
     return SamplingParams(max_tokens=length, temperature=GREEDY.temperature)
 
 
-@pytest.mark.parametrize("name", ["demo", "llama-gqa", "mistral-window", "gemma-mqa"])
+@pytest.mark.parametrize("name", ["demo", "llama-gqa", "mistral-window", "gemma2-gqa", "gemma3-gqa"])
 def test_warm_answers_equal_cold_ones_and_the_oracle(name: str, tmp_path: Path) -> None:
     if name == "demo":
         model, runner = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32), load_runner(DEMO)

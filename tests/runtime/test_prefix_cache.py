@@ -233,6 +233,18 @@ def test_a_full_cache_serves_new_prompts_from_what_was_used_least_recently() -> 
     assert cached(rig, submit(6, middle, max_tokens=1)) == 4
 
 
+def test_an_account_is_charged_for_what_is_computed_only() -> None:
+    rig = Rig(max_running=1, num_blocks=128, max_waiting=64)
+    cached(rig, submit(0, tokens_of(0, 40), account="warm", max_tokens=1))
+    for i in range(1, 11):
+        rig.submit(submit(i, tokens_of(0, 40), account="warm", max_tokens=1, seed=i))
+        rig.submit(submit(100 + i, tokens_of(i, 40), account="cold", max_tokens=1))
+    for _ in range(10):
+        rig.step()
+    served = [number for (_, number), said in rig.outputs.items() if said]
+    assert sum(number <= 10 for number in served) >= 8  # the first of them among these, which was cold too
+
+
 def test_a_block_is_hashed_once_however_long_its_sequence_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
 
