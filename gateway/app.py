@@ -84,12 +84,15 @@ def build_app(
             app.state.services = services
             yield
 
-    return Starlette(
+    app = Starlette(
         routes=build_routes(ROWS),
         lifespan=lifespan,
         middleware=[Middleware(RequestId), Middleware(Tracing), Middleware(LastResort), Middleware(PlainPath)],
         exception_handlers={LorikeetError: _refuse, StorageError: _refuse, HTTPException: _refuse},
     )
+    # Paths have one form (PlainPath), so a redirect to the other would come back for ever; and it would name the Host.
+    app.router.redirect_slashes = False
+    return app
 
 
 @asynccontextmanager

@@ -24,6 +24,8 @@ def checked_name(text: object, what: str, param: str = "name") -> str:
         raise BadInput(f"{what} must have 1 to {MAX_NAME_CHARS} characters", param=param)
     if name != name.strip():
         raise BadInput(f"{what} must not begin or end with a space", param=param)
+    if not name.strip("."):
+        raise BadInput(f"{what} must not consist of dots only: it could not be named in a path", param=param)
     for character in name:
         if unicodedata.category(character) in _REFUSED_CATEGORIES:
             raise BadInput(f"{what} must not contain the invisible character U+{ord(character):04X}", param=param)

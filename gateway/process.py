@@ -83,6 +83,7 @@ def _server(app: ASGIApp, drain_s: float) -> _Server:
             app,
             loop="none",
             http=GuardedHttpProtocol,
+            ws="none",  # whatever else is installed: nothing here speaks it
             log_config=None,
             access_log=False,
             server_header=False,

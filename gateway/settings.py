@@ -148,6 +148,12 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     return _convert(tree)
 
 
+def inherited_environ() -> dict[str, str]:
+    """The environment for a child process, without our settings: some of them are secrets, and it is told them by
+    other means."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ import msgspec
 
 from gateway.gateway_config import GatewayConfig
 from gateway.runtime_config import runtime_config
-from gateway.settings import Settings
+from gateway.settings import Settings, inherited_environ
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,7 @@ async def _run_once(child: Child, say: Callable[[str], None]) -> int:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         pass_fds=child.pass_fds,
+        env=inherited_environ(),
         limit=MAX_LINE_BYTES,
         # A Ctrl-C in the terminal reaches the parent only, which then stops the children in order.
         start_new_session=True,

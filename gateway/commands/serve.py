@@ -22,7 +22,7 @@ from gateway.commands.options import (
 )
 from gateway.diagnostics import log_to_stderr
 from gateway.runtime_config import model_folders, runtime_config
-from gateway.settings import DEMO_MODEL, Settings
+from gateway.settings import DEMO_MODEL, Settings, inherited_environ
 from gateway.supervisor import Stack, StartFailed, run_stack, until_signal
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def runtime(
     else:
         token = token_file.read_text(encoding="utf-8").strip()
     told = runtime_config(settings, model, folders[model], socket.resolve(), token)
-    with subprocess.Popen([sys.executable, "-m", "runtime"], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-m", "runtime"], stdin=subprocess.PIPE, env=inherited_environ()) as process:
         assert process.stdin is not None
         process.stdin.write(told.to_json() + b"\n")
         process.stdin.flush()

@@ -107,6 +107,9 @@ def test_adapters_and_bodies_live_in_a_real_bucket(tmp_path: Path) -> None:
             with caller.http() as http:
                 details = http.get(f"/ai/finetunes/{finetune_id}").json()["result"]
             assert [leg["tier"] for leg in details["residency"]["path"]] == ["object", "disk", "memory", "device"]
+            for pid in deployment.processes.values():
+                for shown in ("environ", "cmdline"):
+                    assert swift.SECRET_ACCESS_KEY.encode() not in Path(f"/proc/{pid}/{shown}").read_bytes()
         assert not (tmp_path / "data" / "objects").exists()
     finally:
         server.stop()

@@ -21,7 +21,19 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", "/client/v4", "/client/v4/accounts", "/healthz/x", "//healthz", "/HEALTHZ"]
+    "path",
+    [
+        "/",
+        "/nope",
+        "/client/v4",
+        "/client/v4/accounts",
+        "/healthz/x",
+        "//healthz",
+        "/HEALTHZ",
+        "/client/v4/accounts/a/ai/run",
+        "/client/v4/accounts/a/ai/run/",
+        "/healthz/x/",
+    ],
 )
 async def test_unknown_routes(stack: Stack, path: str) -> None:
     answer = await stack.client.get("http://lorikeet.test" + path, headers={"authorization": ""})

@@ -104,7 +104,7 @@ async def test_bad_create_is_refused(plane: Plane, tenant: Tenant, body: bytes, 
     "name",
     [
         " lead", "trail ", "a" * 129, "tab\there", "zero\u200bwidth", "bidi\u202etxt", "nul\0", "a/b", "a\\b",
-        "line\u2028", "cf-public-mine", "CF-Public-x", "ｃｆ-public-y", "public",
+        ".", "..", "line\u2028", "cf-public-mine", "CF-Public-x", "ｃｆ-public-y", "public",
         "6f1c0c0e-7d0e-4d5b-9f3d-2b6e6f6f1f11", "\ud7ff\ue000",
     ],
 )  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import SettingsError, load
+from gateway.settings import SettingsError, inherited_environ, load
 
 
 def _write(folder: Path, text: str) -> Path:
@@ -79,3 +79,11 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, messag
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"absent\.toml: cannot be read .*--config"):
         load(tmp_path / "absent.toml", {})
+
+
+def test_children_do_not_inherit_what_may_be_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORIKEET_STORAGE__SECRET_ACCESS_KEY", "s3cret")
+    monkeypatch.setenv("PATH_OF_OTHERS", "kept")
+    environ = inherited_environ()
+    assert "s3cret" not in environ.values()
+    assert environ["PATH_OF_OTHERS"] == "kept"
