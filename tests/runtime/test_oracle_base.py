@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from runtime.runner import TorchRunner
-from tests.runtime.oracle import CONFIGS, Job, assert_agrees, decode, load_runner, make_base, prompts
+from tests.runtime.bases import CONFIGS
+from tests.runtime.oracle import Job, assert_agrees, decode, load_runner, make_base, prompts
 
 ONE_OF_EACH_FAMILY = [
     "llama-gqa",
