@@ -22,9 +22,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.body_budget import BodyHold
+from gateway.choices import Choices
 from gateway.errors import InternalError, LorikeetError, RequestTimeout, StorageUnavailable
 from gateway.exchange import CLIENT_ABORT_STATUS, Exchange
-from gateway.messages import ChatRequest, Chunk, Identity
+from gateway.messages import ChatRequest, Chunk, Identity, Usage
 from gateway.services import Services
 from gateway.wire import sse
 from gateway.wire.envelope import as_lorikeet_error, error_headers
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # After the deadline a stalled reader gets this long for the last event; then the connection is given up.
 _LAST_WORDS_S: Final = 2.0
+# Each takes about 3 microseconds to write down.
+_INLINE_SCORES: Final = 2048
 
 Parse = Callable[[bytes], ChatRequest]
 
@@ -59,7 +62,7 @@ class Answer(Response):
         self._parse = parse
         self._reply = reply
         self._sent: list[bytes] = []
-        self._text: list[str] = []
+        self._choices = Choices()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Never raises for what a caller or a backend did; a bug becomes InternalError and a line in our log."""
@@ -111,16 +114,18 @@ class Answer(Response):
             return await self._take(chunks, send if asked.stream else None)
 
     async def _take(self, chunks: AsyncGenerator[Chunk, None], send: Send | None) -> Chunk:
-        """Sends or gathers the pieces; returns the chunk that ended the answer."""
+        """Sends or gathers the pieces; returns the chunk that ended the answer, the last choice of it."""
+        begun = False
         async for chunk in chunks:
             if chunk.text or chunk.finish_reason is not None:
-                if not self._text and not self._sent:
+                if not begun:
+                    begun = True
                     self._exchange.first_byte()
                 if send is not None:
                     await self._stream(chunk, send)
                 else:
-                    self._text.append(chunk.text)
-            if chunk.finish_reason is not None:
+                    self._choices.add(chunk)
+            if chunk.usage is not None:
                 self._exchange.finished(chunk)
                 return chunk
         raise InternalError("the model's answer ended without an end; try again")
@@ -128,7 +133,7 @@ class Answer(Response):
     async def _stream(self, chunk: Chunk, send: Send) -> None:
         if not self._sent:
             await send(self._start(200, sse.CONTENT_TYPE, [(b"x-accel-buffering", b"no")]))
-        piece = self._reply.piece(chunk.text) if chunk.text else b""
+        piece = self._reply.piece(chunk)
         self._sent.append(piece)
         if piece:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -137,7 +142,7 @@ class Answer(Response):
         """The record, then the last events in one write."""
         ending = b""
         if last is not None and last.finish_reason is not None and last.usage is not None and error is None:
-            ending = self._reply.ending(last.finish_reason, last.usage)
+            ending = self._reply.ending(last, last.usage)
             if (failed := await self._record(200, [*self._sent, ending, sse.DONE], sse.CONTENT_TYPE)) is None:
                 await _finish(send, ending + sse.DONE)
                 return
@@ -151,7 +156,7 @@ class Answer(Response):
         """The record, then the whole answer."""
         body = b""
         if last is not None and last.finish_reason is not None and last.usage is not None and error is None:
-            body = self._reply.whole("".join(self._text), last.finish_reason, last.usage)
+            body = await self._whole(last.usage)
             error = await self._record(200, [body], "application/json")
         elif error is None:
             error = InternalError("the model's answer ended without usage")
@@ -165,6 +170,13 @@ class Answer(Response):
             extra += [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
             await send(self._start(error.status, "application/json", extra))
         await _finish(send, body)
+
+    async def _whole(self, usage: Usage) -> bytes:
+        """Long lists of log-probabilities leave the event loop."""
+        choices = self._choices.whole()
+        if self._choices.num_scores <= _INLINE_SCORES:
+            return self._reply.whole(choices, usage)
+        return await asyncio.to_thread(self._reply.whole, choices, usage)
 
     def _start(self, status: int, content_type: str, extra: Sequence[tuple[bytes, bytes]]) -> Message:
         headers = [(b"content-type", content_type.encode()), *extra, *self._exchange.headers]

@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """Contract ranges, contract defaults. None of top_p, top_k and seed means "off".
+    """Contract ranges, contract defaults. None of top_p, top_k, seed and top_logprobs means "off".
 
     `max_tokens_given` False: the default, which is cut to what the context window leaves instead of refused.
     """
@@ -42,6 +42,8 @@ class Sampling(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
     min_p: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
+    n: int = 1
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -72,13 +74,33 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
 
+class ScoredText(msgspec.Struct, frozen=True):
+    """A token by its text (half characters as U+FFFD) and its bytes, with its log-probability."""
+
+    text: str
+    data: bytes
+    logprob: float
+
+
+class TokenLogprob(ScoredText, frozen=True):
+    """A token of the answer and the best at its place, best first."""
+
+    top: tuple[ScoredText, ...] = ()
+
+
 class Chunk(msgspec.Struct, frozen=True):
-    """A piece of the answer. Only the last has `finish_reason`, and then `usage` and, if known, `timing`."""
+    """A piece of the answer. Only the last has `finish_reason`, and then `usage` and, if known, `timing`.
+
+    With n > 1 every choice ends with a chunk that has `finish_reason`; only the very last has `usage`, that of all.
+    logprobs: the tokens that became text here; None when they were not asked for.
+    """
 
     text: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timing: SequenceTiming | None = None
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -7,9 +7,11 @@ What a backend must free is countable here: `open` requests, `closed` ones that 
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
+from gateway.backends.choices import side_by_side
 from gateway.errors import ContextExceeded, LorikeetError, OverCapacity
-from gateway.messages import Chunk, ResolvedRequest, Usage
+from gateway.messages import Chunk, ResolvedRequest, ScoredText, TokenLogprob, Usage
 from gateway.text.detokenizer import StopStrings
 from runtime.protocol import AdapterRef, AdapterStatus, SequenceTiming, TierVisit
 
@@ -52,10 +54,12 @@ class FakeBackend:
         self.requests.append(request)
         await self._tell()
         done = False
+        sources = [self._pieces(request, num_prompt, min(wanted.max_tokens, room)) for _ in range(wanted.n)]
         try:
-            async for chunk in self._pieces(request, num_prompt, min(wanted.max_tokens, room)):
-                done = chunk.finish_reason is not None
-                yield chunk
+            async with aclosing(sources[0] if wanted.n == 1 else side_by_side(sources)) as chunks:
+                async for chunk in chunks:
+                    done = chunk.usage is not None
+                    yield chunk
         except LorikeetError:
             done = True
             raise
@@ -77,7 +81,7 @@ class FakeBackend:
             await asyncio.sleep(0)
             text = stops.push(piece)
             if text:
-                yield Chunk(text)
+                yield Chunk(text, logprobs=_certain(piece, request.request.sampling.top_logprobs))
             if stops.matched or num_tokens == max_tokens:
                 break
         reason = "stop" if stops.matched or num_tokens < max_tokens else "length"
@@ -109,6 +113,14 @@ class FakeBackend:
     def ready(self) -> str | None:
         """See `Backend.ready`."""
         return self.problem
+
+
+def _certain(word: str, top_logprobs: int | None) -> tuple[TokenLogprob, ...] | None:
+    """What is repeated has no alternative."""
+    if top_logprobs is None:
+        return None
+    only = ScoredText(word, word.encode(), 0.0)
+    return (TokenLogprob(only.text, only.data, only.logprob, (only,) if top_logprobs else ()),)
 
 
 def _prompt(request: ResolvedRequest) -> str:

@@ -12,6 +12,9 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Final, NoReturn
 
+import msgspec
+
+from gateway.backends.choices import choice_seed, side_by_side
 from gateway.errors import (
     BadInput,
     ContextExceeded,
@@ -24,7 +27,9 @@ from gateway.errors import (
 )
 from gateway.messages import ChatRequest, Chunk, FinishReason, ResolvedAdapter, ResolvedRequest, Usage
 from gateway.text.detokenizer import Detokenizer, StopStrings
+from gateway.text.scored_tokens import ScoredTokens
 from gateway.text.template import TemplateFault
+from gateway.text.token_texts import TokenTexts
 from gateway.text.tokenizer import PromptTooLong, Tokenizer, request_chars
 from runtime.client import RuntimeClient, RuntimeLost
 from runtime.protocol import (
@@ -42,6 +47,8 @@ logger = logging.getLogger(__name__)
 # Encoding takes about a microsecond per three characters: longer texts leave the event loop.
 _INLINE_CHARS: Final = 4096
 _RETRY_AFTER_S: Final = 2.0
+# Log-probabilities are gathered for an answer that is not streamed, and for the log: about 25 MB a request at most.
+MAX_SCORES: Final = 128 * 1024
 
 
 class RuntimeBackend:
@@ -58,6 +65,7 @@ class RuntimeBackend:
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
+        self._texts = TokenTexts(tokenizer.encoder)
         self._context_window = context_window
         self._restart_wait_s = restart_wait_s
         self._request_timeout_s = request_timeout_s
@@ -74,6 +82,18 @@ class RuntimeBackend:
         window = min(self._context_window, info.max_sequence_tokens)
         prompt = await self._encode(asked, window)
         sampling = self._sampling(asked, len(prompt), window, info)
+        choices = [
+            self._choice(request, prompt, msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, index)))
+            for index in range(asked.sampling.n)
+        ]
+        async with aclosing(choices[0] if len(choices) == 1 else side_by_side(choices)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _choice(
+        self, request: ResolvedRequest, prompt: list[int], sampling: SamplingParams
+    ) -> AsyncGenerator[Chunk, None]:
+        """One sequence, as text."""
         outputs = self._client.submit(
             account_id=request.identity.account_id,
             token_ids=prompt,
@@ -82,7 +102,8 @@ class RuntimeBackend:
             traceparent=request.traceparent,
             timeout_s=self._request_timeout_s,
         )
-        answer = _Answer(self._tokenizer, asked.sampling.stop, len(prompt))
+        scored = None if sampling.top_logprobs is None else ScoredTokens(self._texts)
+        answer = _Answer(self._tokenizer, request.request.sampling.stop, len(prompt), scored)
         try:
             async with aclosing(outputs):
                 async for output in outputs:
@@ -150,13 +171,20 @@ class RuntimeBackend:
             )
         _check_ids("stop_token_ids", wanted.stop_token_ids, info.vocab_size)
         _check_ids("logit_bias", (token_id for token_id, _ in wanted.logit_bias), info.vocab_size)
+        max_tokens = min(wanted.max_tokens, room)
+        if wanted.top_logprobs is not None and max_tokens * wanted.n * (1 + wanted.top_logprobs) > MAX_SCORES:
+            raise BadInput(
+                f"AiError: Bad input: Error: max_tokens * n * (1 + top_logprobs) is over {MAX_SCORES}: ask for fewer "
+                "tokens or log-probabilities",
+                param="top_logprobs",
+            )
         stops = set(wanted.stop_token_ids)
         if not wanted.ignore_eos:
             stops.update(info.eos_token_ids)
             if self._tokenizer.eos_token_id is not None:
                 stops.add(self._tokenizer.eos_token_id)
         return SamplingParams(
-            max_tokens=min(wanted.max_tokens, room),
+            max_tokens=max_tokens,
             temperature=wanted.temperature,
             top_p=1.0 if wanted.top_p is None else wanted.top_p,
             top_k=wanted.top_k or 0,
@@ -168,6 +196,7 @@ class RuntimeBackend:
             min_p=wanted.min_p or 0.0,
             logit_bias=wanted.logit_bias,
             ignore_eos=wanted.ignore_eos,
+            top_logprobs=wanted.top_logprobs,
         )
 
     def _reject_if_busy(self) -> None:
@@ -179,15 +208,20 @@ class RuntimeBackend:
 class _Answer:
     """Outputs of the runtime to chunks of text; ends by a finish reason or by a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], num_prompt: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: tuple[str, ...], num_prompt: int, scored: ScoredTokens | None
+    ) -> None:
         self._text = Detokenizer(tokenizer.encoder)
         self._stops = StopStrings(stops)
+        self._scored = scored
         self._num_prompt = num_prompt
         self._num_tokens = 0
 
     def take(self, output: SequenceOutput) -> Chunk | None:
         """None when nothing can be shown yet."""
         self._num_tokens += len(output.token_ids)
+        if self._scored is not None:
+            self._scored.push(output.token_ids, output.scores)
         text = self._stops.push(self._text.push(output.token_ids))
         if self._stops.matched:
             if output.finish_reason is None:
@@ -199,10 +233,13 @@ class _Answer:
             raise RuntimeUnavailable(
                 "the model's runtime stopped in the middle; try again", retry_after_s=_RETRY_AFTER_S
             )
-        return Chunk(text) if text else None
+        return Chunk(text, logprobs=None if self._scored is None else self._scored.shown(text)) if text else None
 
     def _last(self, text: str, reason: FinishReason, usage: Usage, timing: SequenceTiming | None) -> Chunk:
-        return Chunk(text, reason, usage, timing)
+        logprobs = None
+        if self._scored is not None:
+            logprobs = self._scored.shown(text) + (() if self._stops.matched else self._scored.rest())
+        return Chunk(text, reason, usage, timing, logprobs=logprobs)
 
 
 def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:

@@ -79,8 +79,11 @@ def _events(body: bytes) -> Iterator[bytes]:
 
 
 def _first_choice(result: dict[str, Any]) -> dict[str, Any]:
+    """The choice at index 0; an event may be about another one."""
     choices = result.get("choices")
-    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    if not isinstance(choices, list):
+        return {}
+    return next((one for one in choices if isinstance(one, dict) and one.get("index", 0) == 0), {})
 
 
 def _json(data: bytes) -> Any:

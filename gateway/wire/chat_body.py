@@ -71,8 +71,8 @@ class Body(msgspec.Struct):
     stream_options: _StreamOptions | None = None
     n: Scalar = None
     best_of: Scalar = None
-    logprobs: msgspec.Raw = msgspec.Raw(b"null")
-    top_logprobs: msgspec.Raw = msgspec.Raw(b"null")
+    logprobs: Scalar = None
+    top_logprobs: Scalar = None
     min_p: Scalar = None
     ignore_eos: Scalar = None
     stop_token_ids: msgspec.Raw = msgspec.Raw(b"null")
@@ -137,10 +137,9 @@ def conversation(body: Body) -> tuple[str | None, tuple[Message, ...] | None]:
 
 def refuse_unsupported(body: Body) -> None:
     """What would change the answer if it were honoured is refused, not silently dropped. Raises BadInput."""
-    for name in ("n", "best_of"):
-        if whole(name, getattr(body, name), 1, MAX_WHOLE) not in (None, 1):
-            bad(f"'{name}' must be 1; send one request per answer", name)
-    for name in ("tools", "tool_choice", "functions", "function_call", "logprobs", "top_logprobs"):
+    if whole("best_of", body.best_of, 1, MAX_WHOLE) not in (None, 1):
+        bad("'best_of' must be 1; send one request per answer", "best_of")
+    for name in ("tools", "tool_choice", "functions", "function_call"):
         if bytes(getattr(body, name)).strip() not in _EMPTY:
             bad(f"'{name}' is not supported; leave it out", name)
     if bytes(body.requests).strip() != b"null":

@@ -1,11 +1,12 @@
 """The OpenAI dialect: `/ai/v1/chat/completions` with `lora` as one more field of the body; standard objects out."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from gateway.errors import LorikeetError
-from gateway.messages import ChatRequest, FinishReason, Usage
+from gateway.messages import ChatRequest, Chunk, FinishReason, ScoredText, TokenLogprob, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
 from gateway.wire.sampling_fields import sampling
@@ -52,28 +53,40 @@ class OpenAIReply:
         self._created = created
         self._model = ""
         self._include_usage = False
-        self._role_sent = False
+        self._begun: set[int] = set()
 
     def describe(self, request: ChatRequest) -> None:
         """The caller's own words for the model come back, and usage in a stream only if asked for."""
         self._model, self._include_usage = request.model, request.include_usage
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[Chunk], usage: Usage) -> bytes:
         """A `chat.completion`."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return _encode({**self._head("chat.completion"), "choices": [choice], "usage": _usage(usage)})
+        said = [
+            {
+                "index": choice.index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": _logprobs(choice.logprobs),
+                "finish_reason": choice.finish_reason,
+            }
+            for choice in choices
+        ]
+        return _encode({**self._head("chat.completion"), "choices": said, "usage": _usage(usage)})
 
-    def piece(self, text: str) -> bytes:
-        """A `chat.completion.chunk`."""
-        return self._chunk({"content": text}, None)
+    def piece(self, chunk: Chunk) -> bytes:
+        """A `chat.completion.chunk`, and another one when a choice ends while others go on."""
+        said = b""
+        if chunk.text or chunk.logprobs:
+            said = self._chunk(chunk.index, {"content": chunk.text}, logprobs=chunk.logprobs)
+        if chunk.finish_reason is not None and chunk.usage is None:
+            said += self._chunk(chunk.index, {}, chunk.finish_reason)
+        return said
 
-    def ending(self, finish_reason: FinishReason, usage: Usage) -> bytes:
+    def ending(self, last: Chunk, usage: Usage) -> bytes:
         """The chunk with the finish reason, then, if asked for, the one with `usage` and no choices."""
-        last = self._chunk({}, finish_reason)
+        said = self._chunk(last.index, {}, last.finish_reason)
         if not self._include_usage:
-            return last
-        return last + sse.event({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(usage)})
+            return said
+        return said + sse.event({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(usage)})
 
     def failure(self, error: LorikeetError) -> bytes:
         """The v4 envelope with OpenAI's `error` beside it."""
@@ -83,11 +96,17 @@ class OpenAIReply:
         """`{"error": …}`: OpenAI's clients raise when they meet it in a stream."""
         return sse.event({"error": error_body(error, openai=True)["error"]})
 
-    def _chunk(self, delta: dict[str, str], finish_reason: FinishReason | None) -> bytes:
-        if not self._role_sent:
-            self._role_sent = True
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, str],
+        finish_reason: FinishReason | None = None,
+        logprobs: tuple[TokenLogprob, ...] | None = None,
+    ) -> bytes:
+        if index not in self._begun:
+            self._begun.add(index)
             delta = {"role": "assistant", "content": "", **delta}
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        choice = {"index": index, "delta": delta, "logprobs": _logprobs(logprobs), "finish_reason": finish_reason}
         return sse.event({**self._head("chat.completion.chunk"), "choices": [choice]})
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -98,6 +117,17 @@ def models_list(models: list[tuple[str, int]]) -> dict[str, Any]:
     """`GET /ai/v1/models`: (name, Unix seconds of creation) of each model."""
     data = [{"id": name, "object": "model", "created": created, "owned_by": "lorikeet"} for name, created in models]
     return {"object": "list", "data": data}
+
+
+def _logprobs(tokens: tuple[TokenLogprob, ...] | None) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    content = [{**_scored(token), "top_logprobs": [_scored(other) for other in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def _scored(token: ScoredText) -> dict[str, Any]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.data)}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

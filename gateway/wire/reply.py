@@ -1,24 +1,25 @@
 """What a dialect must be able to say back: one object per request, made before anything can go wrong with it."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.errors import LorikeetError
-from gateway.messages import FinishReason, Usage
+from gateway.messages import Chunk, Usage
 
 
 class Reply(Protocol):
     """Bytes only; status and headers are the same in every dialect and belong to `answer.py`."""
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
-        """The body of an answer that was not streamed."""
+    def whole(self, choices: Sequence[Chunk], usage: Usage) -> bytes:
+        """The body of an answer that was not streamed; a choice is all its chunks as one, in order of `index`."""
         ...
 
-    def piece(self, text: str) -> bytes:
-        """The event of a piece of text."""
+    def piece(self, chunk: Chunk) -> bytes:
+        """The events of a piece of text, and of a choice's end unless it ends the whole answer; empty for neither."""
         ...
 
-    def ending(self, finish_reason: FinishReason, usage: Usage) -> bytes:
-        """The events after the last piece, without `[DONE]`."""
+    def ending(self, last: Chunk, usage: Usage) -> bytes:
+        """The events after the last piece, without `[DONE]`; the text of `last` was said before."""
         ...
 
     def failure(self, error: LorikeetError) -> bytes:

@@ -16,6 +16,8 @@ MAX_STOPS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_BIASES: Final = 300
 MAX_STOP_IDS: Final = 64
+MAX_CHOICES: Final = 8
+MAX_TOP_LOGPROBS: Final = 20
 # Generous for the longest honest spelling of these counts.
 _MAX_BIAS_BYTES: Final = 32 * 1024
 _MAX_STOP_ID_BYTES: Final = 4 * 1024
@@ -44,7 +46,18 @@ def sampling(body: Body, *, seed_range: tuple[int, int] = (1, 9_999_999_999)) ->
         ignore_eos=flag("ignore_eos", body.ignore_eos),
         min_p=number("min_p", body.min_p, 0, 1),
         logit_bias=_biases(body.logit_bias),
+        top_logprobs=_top_logprobs(body),
+        n=whole("n", body.n, 1, MAX_CHOICES) or 1,
     )
+
+
+def _top_logprobs(body: Body) -> int | None:
+    count = whole("top_logprobs", body.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    if flag("logprobs", body.logprobs):
+        return count or 0
+    if count:
+        bad("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
+    return None
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """The native dialect of Workers AI: `/ai/run/{model}` in, the v4 envelope or `{"response": …}` events out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from gateway.errors import LorikeetError
-from gateway.messages import ChatRequest, FinishReason, Usage
+from gateway.messages import ChatRequest, Chunk, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
 from gateway.wire.sampling_fields import sampling
@@ -22,6 +22,11 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
         chat_body.bad("queued requests ('queueRequest') are not supported; leave it out", "queueRequest")
     chat_body.refuse_unsupported(fields)
     prompt, messages = chat_body.conversation(fields)
+    chosen = sampling(fields)
+    if chosen.n != 1:
+        chat_body.bad("'n' must be 1 on this route; /ai/v1/chat/completions gives several answers", "n")
+    if chosen.top_logprobs is not None:
+        chat_body.bad("'logprobs' is not supported on this route; /ai/v1/chat/completions has it", "logprobs")
     busy = fields.options.reject_if_busy if fields.options else None
     return ChatRequest(
         dialect="workers_ai",
@@ -32,23 +37,23 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
         raw=chat_body.flag("raw", fields.raw),
         stream=chat_body.flag("stream", fields.stream),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
-        sampling=sampling(fields),
+        sampling=chosen,
     )
 
 
 class WorkersAIReply:
     """`gateway.wire.reply.Reply` in the native shape."""
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
-        """The envelope; `finish_reason` has no place in the documented shape of these models."""
-        result = {"response": text, "usage": _usage(usage)}
+    def whole(self, choices: Sequence[Chunk], usage: Usage) -> bytes:
+        """The envelope; a finish reason has no place in the documented shape of these models."""
+        result = {"response": "".join(choice.text for choice in choices), "usage": _usage(usage)}
         return _encode({"result": result, "success": True, "errors": [], "messages": []})
 
-    def piece(self, text: str) -> bytes:
+    def piece(self, chunk: Chunk) -> bytes:
         """`{"response": "…"}`"""
-        return sse.event({"response": text})
+        return sse.event({"response": chunk.text}) if chunk.text else b""
 
-    def ending(self, finish_reason: FinishReason, usage: Usage) -> bytes:
+    def ending(self, last: Chunk, usage: Usage) -> bytes:
         """The one event that has `usage`, with an empty response: clients that add usages up count it once."""
         return sse.event({"response": "", "usage": _usage(usage)})
 

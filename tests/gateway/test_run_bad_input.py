@@ -71,6 +71,8 @@ BODIES: list[tuple[Any, int, int, str]] = [
     ({"prompt": "x", "tools": [{"name": "f"}]}, 400, 5006, "'tools' is not supported"),
     ({"prompt": "x", "response_format": {"type": "json_object"}}, 400, 5006, "'response_format'"),
     ({"prompt": "x", "n": 2}, 400, 5006, "'n' must be 1"),
+    ({"prompt": "x", "n": 0}, 400, 5006, "'n' must be a whole number from 1 to 8"),
+    ({"prompt": "x", "best_of": 2}, 400, 5006, "'best_of' must be 1"),
     ({"prompt": "x", "logprobs": True}, 400, 5006, "'logprobs' is not supported"),
     ({"prompt": "x", "logit_bias": [5]}, 400, 5006, "'logit_bias' must map"),
     ({"prompt": "x", "logit_bias": {"5": 101}}, 400, 5006, "the value of 5"),

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.backends.base import Backend
@@ -36,6 +37,12 @@ def resolved(text: str, *, stop: tuple[str, ...] = (), max_tokens: int | None = 
     messages = (Message("user", text),)
     request = ChatRequest(dialect="workers_ai", model=MODEL, messages=messages, sampling=sampling, **more)
     return ResolvedRequest(request, Identity("a" * 32, "t", frozenset()), MODEL, None, "log")
+
+
+def wishing(request: ResolvedRequest, **wish: Any) -> ResolvedRequest:
+    """The request with other sampling."""
+    sampling = msgspec.structs.replace(request.request.sampling, **wish)
+    return msgspec.structs.replace(request, request=msgspec.structs.replace(request.request, sampling=sampling))
 
 
 async def answer(backend: Backend, request: ResolvedRequest) -> list[Chunk]:
@@ -86,6 +93,39 @@ class Conformance:
         assert last.finish_reason == "stop"
         assert last.usage is not None
         assert last.usage.completion_tokens > 0
+        await harness.idle()
+
+    async def test_several_choices(self, harness: Harness) -> None:
+        one = await answer(harness.backend, resolved(harness.question))
+        chunks = await answer(harness.backend, wishing(resolved(harness.question), n=3))
+        for index in range(3):
+            mine = [chunk for chunk in chunks if chunk.index == index]
+            assert text_of(mine) == text_of(one)
+            assert [chunk.finish_reason is not None for chunk in mine] == [False] * (len(mine) - 1) + [True]
+        assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+        usage, alone = chunks[-1].usage, one[-1].usage
+        assert usage is not None
+        assert alone is not None
+        assert usage.prompt_tokens == alone.prompt_tokens
+        assert usage.completion_tokens == 3 * alone.completion_tokens
+        await harness.idle()
+
+    async def test_leaving_ends_every_choice(self, harness: Harness) -> None:
+        for seen in range(4):
+            chunks = harness.backend.generate(wishing(resolved(harness.question), n=8))
+            for _ in range(seen):
+                await anext(chunks)
+            await chunks.aclose()
+            await harness.idle()
+
+    async def test_log_probabilities_belong_to_the_text(self, harness: Harness) -> None:
+        chunks = await answer(harness.backend, wishing(resolved(harness.question), top_logprobs=2))
+        tokens = [token for chunk in chunks for token in chunk.logprobs or ()]
+        assert b"".join(token.data for token in tokens).decode() == text_of(chunks)
+        assert all(token.logprob <= 0 for token in tokens)
+        assert all(token.top[0].data == token.data for token in tokens)  # greedy
+        plain = await answer(harness.backend, resolved(harness.question))
+        assert all(chunk.logprobs is None for chunk in plain)
         await harness.idle()
 
     async def test_a_prompt_above_the_window(self, harness: Harness) -> None:

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from gateway import errors
-from gateway.backends.runtime import RuntimeBackend
+from gateway.backends.runtime import MAX_SCORES, RuntimeBackend
 from gateway.demo import BASE_FOLDER
-from gateway.messages import Message, ResolvedAdapter, ResolvedRequest
+from gateway.messages import Message, ResolvedAdapter
 from gateway.text.tokenizer import Tokenizer
 from runtime.client import RuntimeClient
-from tests.gateway.backends.conformance import Conformance, Harness, answer, resolved, text_of
+from tests.gateway.backends.conformance import Conformance, Harness, answer, resolved, text_of, wishing
 from tests.gateway.backends.runtime_process import TOKEN, runtime_process
-from tests.gateway.backends.scripted_runtime import EOS, Said, ScriptedRuntime, failure
+from tests.gateway.backends.scripted_runtime import EOS, INFO, Said, ScriptedRuntime, failure
 
 DEMO = Tokenizer.from_folder(BASE_FOLDER)
 WINDOW = 200
@@ -70,6 +70,33 @@ class TestRuntime(Conformance):
         assert (endless.finish_reason, endless.usage and endless.usage.completion_tokens) == ("length", more)
         await harness.idle()
 
+    async def test_choices_have_seeds_of_their_own_and_can_be_repeated(self, harness: Harness) -> None:
+        async def texts(**wish: Any) -> list[str]:
+            request = wishing(resolved(harness.question, max_tokens=12), temperature=5.0, **wish)
+            chunks = await answer(harness.backend, request)
+            return [
+                text_of([c for c in chunks if c.index == index]) for index in range(max(c.index for c in chunks) + 1)
+            ]
+
+        four = await texts(n=4, seed=77)
+        assert len(set(four)) == 4
+        assert await texts(n=4, seed=77) == four
+        assert await texts(n=2, seed=77) == four[:2]
+        assert await texts(n=1, seed=77) == four[:1]
+        assert await texts(n=4, seed=78) != four
+        assert len(set(await texts(n=4))) > 1
+        await harness.idle()
+
+    async def test_the_stop_string_has_no_log_probabilities(self, harness: Harness) -> None:
+        whole = text_of(await answer(harness.backend, resolved(harness.question)))
+        words = whole.split(" ")
+        request = wishing(resolved(harness.question, stop=(f" {words[2]} {words[3]}",)), top_logprobs=0)
+        chunks = await answer(harness.backend, request)
+        assert text_of(chunks) == " ".join(words[:2])
+        tokens = [token for chunk in chunks for token in chunk.logprobs or ()]
+        assert b"".join(token.data for token in tokens).decode() == " ".join(words[:2])
+        assert all(token.top == () for token in tokens)
+
 
 @asynccontextmanager
 async def scripted(tmp_path: Path, *said: Said, **more: Any) -> AsyncIterator[tuple[ScriptedRuntime, RuntimeBackend]]:
@@ -81,12 +108,6 @@ async def scripted(tmp_path: Path, *said: Said, **more: Any) -> AsyncIterator[tu
         )
         await client.wait_ready(5)
         yield runtime, backend_of(client, **more)
-
-
-def wishing(request: ResolvedRequest, **wish: Any) -> ResolvedRequest:
-    """The request with other sampling."""
-    sampling = msgspec.structs.replace(request.request.sampling, **wish)
-    return msgspec.structs.replace(request, request=msgspec.structs.replace(request.request, sampling=sampling))
 
 
 def words(text: str) -> list[int]:
@@ -188,6 +209,41 @@ async def test_failures_are_typed(tmp_path: Path, kind: Any, error: type[Excepti
         if kind in ("overloaded", "adapter_unavailable"):
             assert isinstance(caught.value, errors.LorikeetError)
             assert caught.value.retry_after_s == 7.0
+
+
+async def test_one_choice_that_fails_ends_the_others(tmp_path: Path) -> None:
+    never = asyncio.Event()
+    async with scripted(tmp_path) as (runtime, backend):
+        scripts: list[list[Said]] = [[*words("one"), never], [*words("one"), failure("overloaded", 3.0)], [never]]
+        runtime.script = lambda _: scripts.pop(0)
+        with pytest.raises(errors.OverCapacity):
+            await answer(backend, wishing(resolved("x"), n=3))
+        assert len({submit.token_ids for submit in runtime.submitted}) == 1
+        await runtime.until(lambda: len(runtime.aborted) == 2)
+
+
+async def test_of_choices_that_a_stop_string_ends_only_those_are_aborted(tmp_path: Path) -> None:
+    never = asyncio.Event()
+    async with scripted(tmp_path) as (runtime, backend):
+        scripts: list[list[Said]] = [[*words("one two three"), never], [*words("four"), EOS]]
+        runtime.script = lambda _: scripts.pop(0)
+        chunks = await answer(backend, wishing(resolved("x", stop=("o th",)), n=2))
+        assert [text_of([c for c in chunks if c.index == index]) for index in range(2)] == ["one tw", "four"]
+        usage = chunks[-1].usage
+        assert usage is not None
+        assert usage.prompt_tokens == len(runtime.submitted[0].token_ids)
+        await runtime.until(lambda: len(runtime.aborted) == 1)
+
+
+async def test_more_log_probabilities_than_can_be_held(tmp_path: Path) -> None:
+    async with scripted(tmp_path, EOS) as (runtime, backend):
+        backend._context_window = runtime_window = 10**6
+        runtime_info = msgspec.structs.replace(INFO, max_sequence_tokens=runtime_window)
+        backend._client.model = runtime_info
+        request = wishing(resolved("x", max_tokens=MAX_SCORES // 21 + 1), top_logprobs=20)
+        with pytest.raises(errors.BadInput, match="ask for fewer tokens or log-probabilities"):
+            await answer(backend, request)
+        assert runtime.submitted == []
 
 
 async def test_a_runtime_that_dies_in_the_middle(tmp_path: Path) -> None:

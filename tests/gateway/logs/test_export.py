@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from gateway.errors import OverCapacity
 from gateway.logs.export import chat_line
-from gateway.messages import ChatRequest, Usage
+from gateway.messages import ChatRequest, Chunk, Usage
 from gateway.wire.openai import OpenAIReply
 from gateway.wire.reply import Reply
 from gateway.wire.sse import DONE
 from gateway.wire.workers_ai import WorkersAIReply
 
 USAGE = Usage(3, 4)
+LAST = Chunk("", "stop", USAGE)
 ASK = json.dumps({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]}).encode()
 
 
@@ -38,8 +39,8 @@ def _answer(line: bytes | None) -> Any:
 def test_streamed_and_whole_answers_give_the_same_line(dialect: str, pieces: list[str]) -> None:
     text = "".join(pieces)
     reply = _reply(dialect)
-    streamed = b"".join(reply.piece(piece) for piece in pieces) + reply.ending("stop", USAGE) + DONE
-    whole = chat_line(ASK, reply.whole(text, "stop", USAGE), streamed=False)
+    streamed = b"".join(reply.piece(Chunk(piece)) for piece in pieces) + reply.ending(LAST, USAGE) + DONE
+    whole = chat_line(ASK, reply.whole([Chunk(text, "stop")], USAGE), streamed=False)
     assert chat_line(ASK, streamed, streamed=True) == whole
     if text:
         assert _answer(whole) == [
@@ -51,11 +52,20 @@ def test_streamed_and_whole_answers_give_the_same_line(dialect: str, pieces: lis
         assert whole is None
 
 
+def test_of_several_choices_the_first_counts() -> None:
+    reply = _reply("openai")
+    pieces = [Chunk("no", index=1), Chunk("a"), Chunk("t this", "stop", index=1), Chunk("b")]
+    streamed = b"".join(map(reply.piece, pieces)) + reply.ending(LAST, USAGE) + DONE
+    whole = reply.whole([Chunk("ab", "stop"), Chunk("not this", "stop", index=1)], USAGE)
+    assert chat_line(ASK, streamed, streamed=True) == chat_line(ASK, whole, streamed=False)
+    assert _answer(chat_line(ASK, whole, streamed=False))[-1]["content"] == "ab"
+
+
 @pytest.mark.parametrize("dialect", ["workers_ai", "openai"])
 def test_a_stream_that_was_cut_or_failed_gives_no_line(dialect: str) -> None:
     reply = _reply(dialect)
-    begun = reply.piece("half an ")
-    whole = begun + reply.piece("answer") + reply.ending("stop", USAGE) + DONE
+    begun = reply.piece(Chunk("half an "))
+    whole = begun + reply.piece(Chunk("answer")) + reply.ending(LAST, USAGE) + DONE
     assert chat_line(ASK, whole, streamed=True) is not None
     assert chat_line(ASK, begun, streamed=True) is None
     assert chat_line(ASK, whole[: -len(DONE)], streamed=True) is None

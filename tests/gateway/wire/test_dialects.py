@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadInput, LorikeetError
-from gateway.messages import ChatRequest, Usage
+from gateway.messages import ChatRequest, Chunk, Usage
 from gateway.wire import chat_body, openai, sse, workers_ai
 
 NAMES = st.sampled_from([*chat_body.Body.__struct_fields__, "unknown", "role", "content"])
@@ -41,6 +41,8 @@ def checked(request: ChatRequest) -> None:
     assert len(sampling.logit_bias) <= 300
     assert all(0 <= token <= chat_body.MAX_WHOLE and -100 <= bias <= 100 for token, bias in sampling.logit_bias)
     assert len(sampling.stop_token_ids) <= 64
+    assert 1 <= sampling.n <= (8 if request.dialect == "openai" else 1)
+    assert sampling.top_logprobs is None or (0 <= sampling.top_logprobs <= 20 and request.dialect == "openai")
     assert all(0 <= token <= chat_body.MAX_WHOLE for token in sampling.stop_token_ids)
     assert request.lora is None or request.lora
 
@@ -71,9 +73,9 @@ def test_any_bytes(data: bytes) -> None:
 
 @given(st.text())
 def test_text_survives_both_dialects_and_the_stream(text: str) -> None:
-    text = text.encode("utf-8", "replace").decode()
-    native = workers_ai.WorkersAIReply().piece(text)
-    standard = openai.OpenAIReply("id", 1).piece(text)
+    text = text.encode("utf-8", "replace").decode() or "x"
+    native = workers_ai.WorkersAIReply().piece(Chunk(text))
+    standard = openai.OpenAIReply("id", 1).piece(Chunk(text))
     for event in (native, standard):
         assert event.startswith(b"data: ")
         assert event.endswith(b"\n\n")
@@ -102,12 +104,12 @@ def test_a_large_body_does_not_hold_up_the_loop(data: bytes) -> None:
 
 def test_usage_is_said_once_and_cached_tokens_only_if_there_are_any() -> None:
     reply = workers_ai.WorkersAIReply()
-    assert b"cached" not in reply.ending("stop", Usage(3, 2))
-    assert b'"prompt_tokens_details":{"cached_tokens":1}' in reply.ending("stop", Usage(3, 2, 1))
+    assert b"cached" not in reply.ending(Chunk("", "stop"), Usage(3, 2))
+    assert b'"prompt_tokens_details":{"cached_tokens":1}' in reply.ending(Chunk("", "stop"), Usage(3, 2, 1))
     assert sse.DONE == b"data: [DONE]\n\n"
 
 
 def test_the_role_is_said_even_when_nothing_else_is() -> None:
     reply = openai.OpenAIReply("id", 1)
-    (chunk,) = [json.loads(part[6:]) for part in reply.ending("stop", Usage(1, 0)).split(b"\n\n") if part]
+    (chunk,) = [json.loads(part[6:]) for part in reply.ending(Chunk("", "stop"), Usage(1, 0)).split(b"\n\n") if part]
     assert chunk["choices"][0]["delta"]["role"] == "assistant"

@@ -1,0 +1,34 @@
+"""The choices of an answer that is not streamed, put together from their chunks."""
+
+from gateway.messages import Chunk, FinishReason, TokenLogprob
+
+
+class Choices:
+    """Gathers until the end. Bounded by max_tokens of each choice, whose number the wire bounds."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[str]] = {}
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._reasons: dict[int, FinishReason] = {}
+        self.num_scores = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Chunks of one choice come in order."""
+        self._texts.setdefault(chunk.index, []).append(chunk.text)
+        if chunk.logprobs is not None:
+            self._logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
+            self.num_scores += sum(1 + len(token.top) for token in chunk.logprobs)
+        if chunk.finish_reason is not None:
+            self._reasons[chunk.index] = chunk.finish_reason
+
+    def whole(self) -> list[Chunk]:
+        """Each choice as one chunk, in order of index."""
+        return [
+            Chunk(
+                "".join(texts),
+                self._reasons.get(index),
+                index=index,
+                logprobs=tuple(self._logprobs[index]) if index in self._logprobs else None,
+            )
+            for index, texts in sorted(self._texts.items())
+        ]
