@@ -3,7 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c infra/constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -c infra/constraints.txt
+# pip's two hundred lines become one that moves; warnings and errors still come through on standard error.
+ONE_LINE := | awk '/^(Collecting|Downloading|Installing|Building)/ {printf "\r\033[K    %.70s", $$0; fflush()} END {printf "\r\033[K"}'
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
@@ -41,15 +45,15 @@ $(VENV)/.torch: $(INPUTS)
 	@echo "Setting up $(VENV) with $(PYTHON) (the first time takes a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "  torch 2.13.0 ..."
-	@$(PIP) $(TORCH_ARGS) torch==2.13.0
+	@$(PIP) $(TORCH_ARGS) torch==2.13.0 $(ONE_LINE)
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.torch
 	@echo "  lorikeet ..."
-	@$(PIP) -e '.[runtime]'
+	@$(PIP) -e '.[runtime]' $(ONE_LINE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "  development tools ..."
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev]' $(ONE_LINE)
 	@touch $@

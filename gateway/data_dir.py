@@ -34,6 +34,16 @@ class DataDir(NamedTuple):
         """The operator's face while the gateway runs."""
         return self.root / "admin.sock"
 
+    @property
+    def serve_lock(self) -> Path:
+        """Held by the `lorikeet serve` that owns the folder."""
+        return self.root / "serve.lock"
+
+    @property
+    def run(self) -> Path:
+        """Sockets of the running children."""
+        return self.root / "run"
+
     def tiers(self, index: int) -> Path:
         """The disk tier of one runtime."""
         return self.root / "tiers" / str(index)

@@ -72,7 +72,8 @@ async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
                 # What is open now stays: without this a full collection stops the loop for some 100 ms under load.
                 gc.collect()
                 gc.freeze()
-                print("ready", flush=True)
+                with contextlib.suppress(BrokenPipeError):  # the parent is gone; the lifeline says so too
+                    print("ready", flush=True)
                 await stop.wait()
                 public.should_exit = admin.should_exit = True
 

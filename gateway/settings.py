@@ -140,12 +140,18 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     env = os.environ if environ is None else environ
     chosen = path or (Path(env[ENV_PREFIX + "CONFIG"]) if ENV_PREFIX + "CONFIG" in env else None)
     tree: dict[str, Any] = {}
-    if chosen is not None or Path("lorikeet.toml").exists():
-        tree = _read(chosen or Path("lorikeet.toml"))
-    for name in sorted(env):
-        if name.startswith(ENV_PREFIX) and name != ENV_PREFIX + "CONFIG":
-            _put(tree, name, env[name])
-    return _convert(tree)
+    file = chosen or Path("lorikeet.toml")
+    if chosen is not None or file.exists():
+        tree = _read(file)
+    variables = sorted(name for name in env if name.startswith(ENV_PREFIX) and name != ENV_PREFIX + "CONFIG")
+    for name in variables:
+        _put(tree, name, env[name])
+    try:
+        return msgspec.convert(tree, Settings, strict=True)
+    except msgspec.ValidationError as error:
+        key, text = _explain(tree, str(error))
+        variable = ENV_PREFIX + key.upper().replace(".", "__")
+        raise SettingsError(f"{text} (in {variable if variable in variables else file})") from error
 
 
 def inherited_environ() -> dict[str, str]:
@@ -177,15 +183,8 @@ def _put(tree: dict[str, Any], name: str, text: str) -> None:
     node[keys[-1]] = value
 
 
-def _convert(tree: dict[str, Any]) -> Settings:
-    try:
-        return msgspec.convert(tree, Settings, strict=True)
-    except msgspec.ValidationError as error:
-        raise SettingsError(_explain(tree, str(error))) from error
-
-
-def _explain(tree: dict[str, Any], text: str) -> str:
-    """msgspec says what is wrong and where; add the value that stands there and what would be right."""
+def _explain(tree: dict[str, Any], text: str) -> tuple[str, str]:
+    """The dotted key, and a sentence: msgspec says what is wrong and where; add the value and what would be right."""
     reason, _, place = text.partition(" - at `$")
     keys = [key.strip("`") for key in place.replace("[...]", ".*").split(".") if key.strip("`")]
     value: Any = tree
@@ -197,11 +196,13 @@ def _explain(tree: dict[str, Any], text: str) -> str:
         kind = kind.__args__[1] if get_origin(kind) is dict else get_type_hints(kind, include_extras=True)[key]
     if "unknown field" in reason:
         wrong = reason.partition("unknown field ")[2].strip("`")
-        return f"{'.'.join([*keys, wrong])}: unknown key; allowed here: {', '.join(kind.__struct_fields__)}"
+        key = ".".join([*keys, wrong])
+        return key, f"{key}: unknown key; allowed here: {', '.join(kind.__struct_fields__)}"
     shown = "***" if keys and ("secret" in keys[-1] or "token" in keys[-1]) else repr(value)
+    key = ".".join(keys) or "settings"
     if "missing required field" in reason:
-        return f"{'.'.join(keys)}: {reason[:1].lower()}{reason[1:]}"
-    return f"{'.'.join(keys) or 'settings'} = {shown}: not allowed; it must be {_allowed(kind)}"
+        return key, f"{key}: {reason[:1].lower()}{reason[1:]}"
+    return key, f"{key} = {shown}: not allowed; it must be {_allowed(kind)}"
 
 
 def _wrong_entry(entries: dict[str, Any]) -> str:

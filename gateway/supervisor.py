@@ -12,19 +12,22 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from gateway.data_dir import DataDir
 from gateway.gateway_config import GatewayConfig
 from gateway.runtime_config import runtime_config
 from gateway.settings import Settings, inherited_environ
+from storage.lock_file import LockFile
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 HEALTHY_AFTER_S = 30.0
 MAX_LINE_BYTES = 1024 * 1024
+MAX_RUN_DIR_BYTES = 80  # a Unix socket's path has 107 bytes at most
 
 
 class StartFailed(Exception):
@@ -73,16 +77,16 @@ async def run_stack(
     """Starts everything, yields when all are ready, and leaves nothing running.
 
     `folders` maps a catalogue name to the folder of its weights; `say` is told how the children get on. Raises
-    StartFailed; OSError when the address is taken. A StartFailed may also come later, out of the body, when a child
-    that was restarted cannot start any more.
+    StartFailed, also later, out of the body, when a child that was restarted cannot start any more.
     """
-    _private_folder(Path(settings.data_dir))
+    data_dir = DataDir(Path(settings.data_dir))
     with (
-        tempfile.TemporaryDirectory(prefix="lorikeet-") as run_dir,  # short: a Unix socket's path has 107 bytes at most
+        _owned(data_dir),
+        _run_dir(data_dir) as run_dir,
         _listen(settings.server.host, settings.server.port) as listener,
     ):
         token = secrets.token_hex(32)
-        sockets = {model: Path(run_dir) / f"runtime-{index}.sock" for index, model in enumerate(folders)}
+        sockets = {model: run_dir / f"runtime-{index}.sock" for index, model in enumerate(folders)}
         runtimes = {
             model: Child(
                 name=f"runtime {model}",
@@ -198,24 +202,47 @@ async def _stop(child: Child, drain_s: float) -> None:
             await process.wait()
 
 
-def _private_folder(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+@contextlib.contextmanager
+def _owned(data_dir: DataDir) -> Iterator[None]:
+    """The data folder, private and locked: one deployment serves it. Raises StartFailed."""
+    lock = LockFile(data_dir.serve_lock)
+    try:
+        data_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        holder = lock.acquire()
+    except OSError as error:
+        raise StartFailed(
+            f"data_dir = {str(data_dir.root)!r}: cannot be used ({error.strerror}); choose another with --data-dir"
+        ) from error
+    if holder is not None:
+        raise StartFailed(f"{data_dir.root} is served by process {holder}; stop it or choose another --data-dir")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _run_dir(data_dir: DataDir) -> Iterator[Path]:
+    """A private folder for sockets, empty: what a killed predecessor left is removed."""
+    if len(os.fsencode(data_dir.run)) <= MAX_RUN_DIR_BYTES:
+        shutil.rmtree(data_dir.run, ignore_errors=True)
+        data_dir.run.mkdir(mode=0o700)
+        try:
+            yield data_dir.run
+        finally:
+            shutil.rmtree(data_dir.run, ignore_errors=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="lorikeet-") as folder:
+            yield Path(folder)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Raises OSError when the address cannot be bound."""
+    """Raises StartFailed when the address cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
-
-
-async def until_signal(on_first: Callable[[], None]) -> None:
-    """Returns at the first SIGINT or SIGTERM, after calling `on_first`."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     try:
-        await stop.wait()
-        on_first()
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise StartFailed(
+            f"cannot listen on {host} port {port} ({os.strerror(error.errno) if error.errno else error}); choose "
+            "another with --host and --port, or LORIKEET_SERVER__HOST and LORIKEET_SERVER__PORT"
+        ) from error

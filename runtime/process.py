@@ -98,7 +98,12 @@ def _leave(message: str, code: int) -> None:
 
 
 async def _run(config: RuntimeConfig) -> None:
-    from runtime.runner import TorchRunner  # torch takes a second to import: bad settings are told before
+    try:
+        from runtime.runner import TorchRunner  # torch takes a second to import: bad settings are told before
+    except ModuleNotFoundError as error:
+        raise ConfigInvalid(
+            f"{error.name} is not installed; a runtime needs: pip install 'lorikeet[runtime]'"
+        ) from error
 
     stop = asyncio.Event()
     _stop_on_signals(stop)

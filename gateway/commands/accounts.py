@@ -22,7 +22,7 @@ def create(
     """Create an account and print its id."""
 
     async def work() -> None:
-        async with admin(settings_of(config, data_dir)) as client:
+        async with admin(settings_of(config, data_dir), create=True) as client:
             account = await client.create_account(name)
         if as_json:
             print_json(msgspec.to_builtins(account))

@@ -1,6 +1,8 @@
 """Commands that talk to a running gateway use its public HTTP API, like any client."""
 
-from typing import Annotated, Any
+import contextlib
+from collections.abc import Iterator
+from typing import IO, Annotated, Any
 
 import httpx
 import typer
@@ -29,19 +31,44 @@ class Api:
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """The reply of a call that succeeded."""
-        try:
+        with self._errors():
             reply = self._http.request(method, path, **options)
+            _check(reply)
+            return reply
+
+    def copy(self, path: str, params: dict[str, str | int], file: IO[bytes]) -> int:
+        """Writes the body of a GET to `file` as it comes; returns the number of its lines."""
+        lines = 0
+        with self._errors(), self._http.stream("GET", path, params=params) as reply:
+            if not reply.is_success:
+                reply.read()
+            _check(reply)
+            for piece in reply.iter_bytes():
+                file.write(piece)
+                lines += piece.count(b"\n")
+        return lines
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise CommandFailed(f"--url must look like http://127.0.0.1:8787: {error}", 2) from error
         except httpx.HTTPError as error:
             raise CommandFailed(f"{self._http.base_url}: {error}; is `lorikeet serve` running?") from error
-        if reply.is_success:
-            return reply
-        try:
-            errors = reply.json()["errors"]
-            text = "; ".join(f"{error['message']} [code: {error['code']}]" for error in errors)
-        except (ValueError, KeyError, TypeError):
-            text = reply.text[:500]
-        raise CommandFailed(f"{method} {path}: HTTP {reply.status_code}: {text}")
 
     def result(self, method: str, path: str, **options: Any) -> Any:
         """`result` of the v4 envelope."""
         return self.call(method, path, **options).json()["result"]
+
+
+def _check(reply: httpx.Response) -> None:
+    if reply.is_success:
+        return
+    try:
+        errors = reply.json()["errors"]
+        text = "; ".join(f"{error['message']} [code: {error['code']}]" for error in errors)
+    except (ValueError, KeyError, TypeError):
+        text = reply.text[:500]
+    hint = "; check --token and --account" if reply.status_code in (401, 403) else ""
+    raise CommandFailed(f"{reply.request.method} {reply.request.url.path}: HTTP {reply.status_code}: {text}{hint}")

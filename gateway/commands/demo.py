@@ -4,6 +4,8 @@ import asyncio
 
 import typer
 
+from gateway.interruption import Interrupted, until_signalled
+
 
 def demo() -> None:
     """Serve the demo base, upload three adapters for two accounts, ask them all at once, log and export. Takes
@@ -12,4 +14,8 @@ def demo() -> None:
 
     from gateway.demo.story import play
 
-    raise typer.Exit(asyncio.run(play(Console())))
+    try:
+        code = asyncio.run(until_signalled(play(Console())))
+    except Interrupted as interrupted:
+        code = 128 + interrupted.number
+    raise typer.Exit(code)

@@ -1,5 +1,6 @@
 """`lorikeet logs`: export an account's exchanges as training data."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from gateway.commands.api import AccountId, Api, Token, Url
-from gateway.commands.options import Config, settings_of
+from gateway.commands.options import CommandFailed, Config, settings_of
 
 app = typer.Typer(help="Read what was logged.", no_args_is_help=True)
 
@@ -33,13 +34,16 @@ def export(
     token: Token = None,
 ) -> None:
     """Write exchanges as OpenAI chat JSONL, one conversation a line."""
+    if feedback not in (None, -1, 1):
+        raise CommandFailed(f"--feedback {feedback}: must be 1 or -1", 2)
     api = Api(settings_of(config).client, url, account, token)
     params: dict[str, str | int] = {"format": export_format}
     if feedback is not None:
         params["feedback"] = feedback
-    reply = api.call("GET", f"/ai-gateway/gateways/{gateway}/logs/export", params=params)
-    if output is None:
-        sys.stdout.buffer.write(reply.content)
-        return
-    output.write_bytes(reply.content)
-    print(f"{reply.content.count(bytes([10]))} conversations in {output}", file=sys.stderr)
+    try:
+        with contextlib.nullcontext(sys.stdout.buffer) if output is None else output.open("wb") as file:
+            lines = api.copy(f"/ai-gateway/gateways/{gateway}/logs/export", params, file)
+            file.flush()
+    except OSError as error:
+        raise CommandFailed(f"{output or 'standard output'}: cannot be written ({error.strerror})") from error
+    print(f"{lines} conversations{'' if output is None else f' in {output}'}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from gateway.data_dir import DataDir as DataFolder
 from gateway.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
@@ -41,10 +42,15 @@ def settings_of(config: Path | None, data_dir: Path | None = None) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def admin(settings: Settings) -> "AsyncIterator[AdminClient]":
-    """The operator's verbs, beside a running gateway or without one. Refusals become CommandFailed."""
+async def admin(settings: Settings, *, create: bool = False) -> "AsyncIterator[AdminClient]":
+    """The operator's verbs, beside a running gateway or without one. Refusals become CommandFailed.
+
+    Only with `create` may a data folder come into being: a mistyped one shall not look like an empty deployment.
+    """
     from gateway.admin_client import AdminRefused, open_admin
 
+    if not create and not DataFolder(Path(settings.data_dir)).database.exists():
+        raise CommandFailed(f"{settings.data_dir}: no deployment has its data there; give its folder with --data-dir")
     try:
         async with open_admin(settings) as client:
             yield client
@@ -63,7 +69,14 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, title=title)
+    table = Table(title=title)
+    for index, column in enumerate(columns):
+        # The first column is the id, to be copied: never cut or folded.
+        width = max((len(row[index]) for row in rows), default=0) if index == 0 else None
+        table.add_column(column, overflow="fold", no_wrap=index == 0, min_width=width)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)

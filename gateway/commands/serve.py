@@ -1,12 +1,14 @@
 """`lorikeet serve`: gateway and runtimes until a signal; `lorikeet runtime`: one runtime alone."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -21,9 +23,10 @@ from gateway.commands.options import (
     settings_of,
 )
 from gateway.diagnostics import log_to_stderr
+from gateway.interruption import Interrupted, until_signalled, until_stdin_ends
 from gateway.runtime_config import model_folders, runtime_config
 from gateway.settings import DEMO_MODEL, Settings, inherited_environ
-from gateway.supervisor import Stack, StartFailed, run_stack, until_signal
+from gateway.supervisor import Stack, StartFailed, run_stack
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -39,6 +42,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = None,
     dev: Annotated[bool, typer.Option("--dev", help="Make a development account and token, and print them.")] = False,
     as_json: AsJson = False,
+    follow_stdin: Annotated[bool, typer.Option("--follow-stdin", hidden=True, help="Stop when stdin ends.")] = False,
 ) -> None:
     """Serve the gateway and one runtime per configured base. Stop with Ctrl-C or SIGTERM."""
     log_to_stderr(logging.WARNING if as_json else logging.INFO)
@@ -49,15 +53,25 @@ def serve(
     for model, folder in folders.items():
         if not folder.is_dir():
             raise CommandFailed(f'[models."{model}"] path = {str(folder)!r}: no such folder', 78)
+    work = _serve(settings, folders, dev, as_json)
     try:
-        asyncio.run(_serve(settings, folders, dev, as_json))
+        asyncio.run(until_signalled(_with_parent(work) if follow_stdin else work))
     except* StartFailed as failures:
         raise CommandFailed(str(failures.exceptions[0]), 78) from None
-    except* OSError as failures:
-        error = failures.exceptions[0]
-        raise CommandFailed(
-            f"cannot listen on {settings.server.host}:{settings.server.port}: {error}; choose another with --port"
-        ) from None
+    except* Interrupted:
+        pass  # asked to stop, and stopped
+
+
+async def _with_parent(work: Coroutine[Any, Any, None]) -> None:
+    """`work`, ended like by a signal when standard input ends."""
+    serving, parent = asyncio.ensure_future(work), asyncio.ensure_future(until_stdin_ends())
+    try:
+        await asyncio.wait({serving, parent}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        parent.cancel()
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
 
 
 def _override(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -75,7 +89,11 @@ async def _serve(settings: Settings, folders: dict[str, Path], dev: bool, as_jso
             token = await _development_token(settings) if dev else None
             status.stop()
             _announce(stack, sorted(folders), token, as_json)
-            await until_signal(lambda: None if as_json else print("stopping ...", file=sys.stderr))
+            try:
+                await asyncio.Event().wait()  # for ever: a signal cancels it
+            finally:
+                if not as_json:
+                    print("stopping ...", file=sys.stderr)
 
 
 async def _development_token(settings: Settings) -> tuple[str, str]:

@@ -31,7 +31,8 @@ class Served:
 async def serve(data_dir: Path) -> AsyncIterator[Served]:
     """`lorikeet serve` on a free port. Raises DemoFailed when it does not come up or does not go away."""
     process = await asyncio.create_subprocess_exec(
-        *command("serve", "--port", "0", "--data-dir", str(data_dir), "--json"),
+        *command("serve", "--port", "0", "--data-dir", str(data_dir), "--json", "--follow-stdin"),
+        stdin=asyncio.subprocess.PIPE,  # a lifeline: should this process be killed, its end stops the deployment
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )

@@ -91,11 +91,10 @@ def _spread(questions: list[dict[str, Any]], adapters: list[str]) -> list[dict[s
 
 async def _accounts_and_adapters(scene: Scene, http: httpx.AsyncClient) -> None:
     scene.console.rule("[bold]1  Two accounts, three adapters", align="left")
-    data_dir = scene.served.data_dir
-    for name in ("acme", "globex"):
-        account = await run_command(data_dir, "accounts", "create", name)
-        token = await run_command(data_dir, "tokens", "create", account["id"], "--name", "demo")
-        scene.accounts.append(Api(http, Account(name, account["id"], token["token"])))
+    with _busy(scene.console, "lorikeet accounts create, lorikeet tokens create"):
+        async with asyncio.TaskGroup() as group:
+            accounts = [group.create_task(_account(scene, http, name)) for name in ("acme", "globex")]
+    scene.accounts += [account.result() for account in accounts]
     for index, name in enumerate(scene.descriptions):
         owner = scene.accounts[index % len(scene.accounts)]
         scene.owners[name] = owner
@@ -104,6 +103,14 @@ async def _accounts_and_adapters(scene: Scene, http: httpx.AsyncClient) -> None:
         details = await owner.result("GET", f"/ai/finetunes/{scene.finetunes[name]}")
         scene.checks.expect(details["status"] == "ready", f"adapter {name} is ready after its upload")
         show.adapter(scene.console, owner.account.name, name, details, scene.descriptions[name])
+
+
+async def _account(scene: Scene, http: httpx.AsyncClient, name: str) -> Api:
+    """A new account with a token, made by the operator's commands."""
+    data_dir = scene.served.data_dir
+    account = await run_command(data_dir, "accounts", "create", name)
+    token = await run_command(data_dir, "tokens", "create", account["id"], "--name", "demo")
+    return Api(http, Account(name, account["id"], token["token"]))
 
 
 async def _ask_everyone(scene: Scene) -> None:
@@ -206,6 +213,9 @@ async def _logs(scene: Scene, folder: Path) -> None:
 
 
 def _busy(console: Console, what: str) -> Progress:
+    """A spinner with a clock; where nothing can spin, a line."""
+    if not console.is_terminal:
+        console.print(f"{what} ...")
     progress = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
     )

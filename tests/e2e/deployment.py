@@ -131,3 +131,14 @@ def wait_gone(pids: list[int], timeout_s: float = 15.0) -> list[int]:
     while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < until:
         time.sleep(0.02)
     return left
+
+
+def wait_children(pid: int, count: int, timeout_s: float = 30.0) -> list[int]:
+    """Waits until the process has `count` children; their pids."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+        if len(found) >= count:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"process {pid} did not start {count} children")

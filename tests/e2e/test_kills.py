@@ -3,13 +3,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.deployment import MODEL, Deployment, deploy, wait_gone
+from tests.e2e.deployment import MODEL, Deployment, deploy, wait_children, wait_gone
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -90,3 +92,36 @@ def test_kill_of_the_parent_leaves_nothing_running(tmp_path: Path) -> None:
     # And the folder can be served again at once.
     with deploy(tmp_path / "data") as deployment:
         assert httpx.get(f"{deployment.url}/healthz").status_code == 200
+
+
+def _serve(tmp_path: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data"), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_loading_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with _serve(tmp_path) as process:
+        children = wait_children(process.pid, 2)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert b"Traceback" not in errors
+        assert wait_gone(children) == []
+        assert not (tmp_path / "data" / "run").exists()
+
+
+def test_a_deployment_that_follows_a_parent_ends_with_it(tmp_path: Path) -> None:
+    """What the demo relies on: killed, however hard, it takes its deployment along."""
+    with _serve(tmp_path, "--json", "--follow-stdin") as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        children = list(json.loads(process.stdout.readline())["processes"].values())
+        process.stdin.close()
+        assert process.wait(30) == 0
+        assert wait_gone(children) == []

@@ -220,5 +220,14 @@ def test_a_busy_port_stops_the_start(deployment: Deployment, tmp_path: Path) -> 
         [sys.executable, "-m", "gateway.cli", "serve", "--port", port, "--data-dir", str(tmp_path / "d")],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert "choose another with --port" in done.stderr
+    assert done.returncode == 78
+    assert "choose another with --host and --port" in done.stderr
+
+
+def test_a_busy_folder_stops_the_start(deployment: Deployment) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "serve", "--port", "0", "--data-dir", str(deployment.data_dir)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert f"is served by process {deployment.process.pid}" in done.stderr

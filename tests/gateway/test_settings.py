@@ -45,7 +45,7 @@ def test_a_file_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytes
     [
         ("[server]\nport = 99999", r"server\.port = 99999: not allowed; it must be a whole number >= 0 and <= 65535"),
         ("[server]\nport = 'x'", r"server\.port = 'x': not allowed; it must be a whole number"),
-        ("[server]\nprot = 1", r"server\.prot: unknown key; allowed here: host, port"),
+        ("[server]\nprot = 1", r"server\.prot: unknown key; allowed here: host, port.*\(in .*lorikeet\.toml\)"),
         ("[sever]\nport = 1", r"^sever: unknown key; allowed here: data_dir"),
         ("[runtime]\ndtype = 'int8'", r"runtime\.dtype = 'int8': not allowed; it must be one of 'float32', 'bfloat16'"),
         ("[runtime]\nkv_bytes = 0", r"runtime\.kv_bytes = 0: not allowed; it must be a whole number >= 1"),
@@ -66,8 +66,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("LORIKEET_SERVER__PORT", "http", r"server\.port = 'http'"),
-        ("LORIKEET_NOPE", "1", r"nope: unknown key"),
+        ("LORIKEET_SERVER__PORT", "http", r"server\.port = 'http'.*\(in LORIKEET_SERVER__PORT\)"),
+        ("LORIKEET_NOPE", "1", r"nope: unknown key.*\(in LORIKEET_NOPE\)"),
         ("LORIKEET_DATA_DIR__X", "1", r"LORIKEET_DATA_DIR__X: data_dir is a value, not a section|data_dir = "),
     ],
 )
