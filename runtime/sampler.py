@@ -31,6 +31,9 @@ SMALLEST_REPETITION_PENALTY: Final = 1e-2
 # Rows drawn together; bounds the float64 scratch (256 k words of vocabulary: 16 MB a tensor).
 _CHUNK_ROWS: Final = 8
 
+# top_p looks among this many words first.
+_FIRST_WORDS: Final = 1024
+
 
 def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     """One token id per row; logits is [rows, vocab]. Raises LogitsInvalid that names the rows without finite ones."""
@@ -38,8 +41,8 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     adjusted = [index for index, row in enumerate(rows) if _is_adjusted(row.sampling)]
     if adjusted:
         scores = scores.clone() if scores is logits else scores
+        _bias(scores, rows)
         for index in adjusted:
-            _bias(scores[index], rows[index].sampling)
             _penalise(scores[index], rows[index])
     best, greedy = scores.max(-1)
     if not bool(torch.isfinite(best).all()):
@@ -47,6 +50,7 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         raise LogitsInvalid(tuple(row.sequence_id for row, ok in zip(rows, finite, strict=True) if not ok))
     tokens: list[int] = greedy.tolist()
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature >= GREEDY_TEMPERATURE]
+    drawn.sort(key=lambda index: _is_cut(rows[index].sampling))  # rows without top_k and top_p do not share their cost
     for start in range(0, len(drawn), _CHUNK_ROWS):
         chunk = drawn[start : start + _CHUNK_ROWS]
         picked = _draw(scores[chunk] - best[chunk, None], [rows[index] for index in chunk])
@@ -84,23 +88,44 @@ def distribution(scores: torch.Tensor, samplings: Sequence[SamplingParams]) -> t
     vocab = scores.shape[1]
     limits = [sampling.top_k if 0 < sampling.top_k < vocab else vocab for sampling in samplings]
     mass = [sampling.top_p for sampling in samplings]
-    if min(limits) < vocab or min(mass) < 1.0:
-        ordered = scores.sort(-1, descending=True).values
-        kth = ordered.gather(1, torch.tensor([[limit - 1] for limit in limits], device=device))
-        scores = scores.masked_fill(scores < kth, float("-inf"))
-        if min(mass) < 1.0:
-            # 1.0 must keep everything, though the sum of many roundings may pass 1 early.
-            keep = torch.tensor([[share if share < 1.0 else 2.0] for share in mass], dtype=torch.float64, device=device)
-            share = torch.softmax(ordered.masked_fill(ordered < kth, float("-inf")), -1, dtype=torch.float64)
-            before = share.cumsum(-1) - share
-            last = (before < keep).sum(-1, keepdim=True).clamp_(min=1) - 1
-            scores = scores.masked_fill(scores < ordered.gather(1, last), float("-inf"))
+    if min(limits) < vocab:
+        best = scores.topk(max(limit for limit in limits if limit < vocab), -1).values
+        kth = best.gather(1, torch.tensor([[limit - 1 if limit < vocab else 0] for limit in limits], device=device))
+        limited = torch.tensor([[limit < vocab] for limit in limits], device=device)
+        scores = scores.masked_fill(limited & (scores < kth), float("-inf"))
+    if min(mass) < 1.0:
+        scores = scores.masked_fill(scores < _nucleus(scores, mass, min(max(limits), _FIRST_WORDS)), float("-inf"))
     floors = [sampling.min_p for sampling in samplings]
     if max(floors) > 0.0:
         # Relative to the best word, whose score is 0: what top_k and top_p took away does not move the floor.
         least = torch.tensor([[math.log(floor) if floor > 0.0 else -math.inf] for floor in floors], device=device)
         scores = scores.masked_fill(scores < least, float("-inf"))
     return torch.softmax(scores, -1, dtype=torch.float64)
+
+
+def _nucleus(scores: torch.Tensor, mass: Sequence[float], width: int) -> torch.Tensor:
+    """[rows, 1]: the least score among the best words that together have the mass; minus infinity for 1.0.
+
+    Looks at the `width` best words, and at more when they have too little: of 128 k words, sorting all takes ten times
+    as long as finding the first thousand in order.
+    """
+    vocab = scores.shape[1]
+    keep = torch.tensor([[share] for share in mass], dtype=torch.float64, device=scores.device)
+    total = scores.exp().sum(-1, keepdim=True, dtype=torch.float64)
+    while True:
+        ordered = scores.topk(min(width, vocab), -1).values
+        share = ordered.exp().double() / total
+        reached = share.cumsum(-1)
+        if width >= vocab or bool(((reached[:, -1:] >= keep) | (keep >= 1.0)).all()):
+            break
+        width *= 8
+    last = (reached - share < keep).sum(-1, keepdim=True).clamp_(min=1) - 1
+    # 1.0 must keep everything, though the sum of many roundings may pass 1 early.
+    return ordered.gather(1, last).masked_fill(keep >= 1.0, float("-inf"))
+
+
+def _is_cut(sampling: SamplingParams) -> bool:
+    return sampling.top_k > 0 or sampling.top_p < 1.0
 
 
 def _is_adjusted(sampling: SamplingParams) -> bool:
@@ -113,13 +138,16 @@ def _is_adjusted(sampling: SamplingParams) -> bool:
     )
 
 
-def _bias(scores: torch.Tensor, sampling: SamplingParams) -> None:
-    """In place; scores is [vocab]. A token that is named twice counts once, by its last value."""
-    if sampling.logit_bias:
-        biases = dict(sampling.logit_bias)
-        scores[torch.tensor(list(biases), device=scores.device)] += torch.tensor(
-            list(biases.values()), dtype=torch.float32, device=scores.device
+def _bias(scores: torch.Tensor, rows: Sequence[Row]) -> None:
+    """In place, all rows at once; scores is [rows, vocab]."""
+    biased = [(index, row.sampling.logit_bias) for index, row in enumerate(rows) if row.sampling.logit_bias]
+    if biased:
+        lines = torch.tensor([index for index, biases in biased for _ in biases], device=scores.device)
+        words = torch.tensor([word for _, biases in biased for word, _ in biases], device=scores.device)
+        added = torch.tensor(
+            [bias for _, biases in biased for _, bias in biases], dtype=torch.float32, device=scores.device
         )
+        scores.index_put_((lines, words), added, accumulate=True)
 
 
 def _penalise(scores: torch.Tensor, row: Row) -> None:

@@ -197,3 +197,37 @@ def test_a_filter_of_one_row_stays_in_that_row() -> None:
     seen = {tuple(sample(logits, [row(wanted, seed=seed), row(narrow, seed=seed)])) for seed in range(200)}
     assert {pair[1] for pair in seen} == {7}
     assert len({pair[0] for pair in seen}) > 10
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 4.0])
+@pytest.mark.parametrize("mass", [0.001, 0.5, 0.95, 0.9999, 1.0])
+def test_a_large_vocabulary_is_cut_as_if_it_were_sorted(spread: float, mass: float) -> None:
+    """A flat distribution needs far more words than are looked at first; rows of one chunk need different numbers."""
+    vocab = 20_000
+    scores = torch.randn(3, vocab, generator=torch.Generator().manual_seed(5)) * torch.tensor([[spread], [4.0], [0.0]])
+    scores = scores - scores.max(-1, keepdim=True).values
+    samplings = [SamplingParams(temperature=1.0, top_p=mass), SamplingParams(temperature=1.0, top_p=0.9, top_k=50)]
+    kept = distribution(scores, [*samplings, SamplingParams(temperature=1.0)]) > 0
+    for line, found, wanted in zip(scores, kept, samplings, strict=False):
+        ordered = line.double().sort(descending=True).values
+        if wanted.top_k:
+            ordered = ordered[: wanted.top_k]
+        shares = ordered.softmax(-1)
+        count = int((shares.cumsum(-1) - shares < wanted.top_p - 1e-9).sum()) if wanted.top_p < 1 else vocab
+        assert torch.equal(found, line.double() >= ordered[max(count, 1) - 1])
+    assert bool(kept[2].all())
+
+
+def test_rows_that_are_cut_and_rows_that_are_not_come_back_in_their_order() -> None:
+    wishes = [SamplingParams(temperature=t, top_k=k) for t in (0.0, 1.0) for k in (0, 1, 0, 1)] * 3
+    logits = torch.eye(len(wishes), VOCAB + 1) * 50
+    assert sample(logits, [row(wish) for wish in wishes]) == [min(i, VOCAB + 1) for i in range(len(wishes))]
+
+
+@pytest.mark.parametrize("mass", [0.3, 0.55, 0.7, 0.9])
+def test_ties_at_the_edge_of_top_k_share_in_the_mass_of_top_p(mass: float) -> None:
+    logits = [math.log(share) for share in (0.4, 0.2, 0.2, 0.2)]
+    wanted = SamplingParams(temperature=1.0, top_k=2, top_p=mass)
+    oracle = expected(logits, wanted, (0,), 1)
+    assert found(logits, wanted, (0,), 1).tolist() == pytest.approx(oracle, abs=1e-6)
+    assert sum(share > 0 for share in oracle) == (1 if mass < 0.4 else 4)
