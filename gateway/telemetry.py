@@ -52,6 +52,7 @@ MAX_TOKENS: Final = "gen_ai.request.max_tokens"
 STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
 RESPONSE_ID: Final = "gen_ai.response.id"
 RESPONSE_MODEL: Final = "gen_ai.response.model"
+CHOICE_COUNT: Final = "gen_ai.request.choice.count"
 FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
 INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
@@ -168,6 +169,7 @@ class InferenceSpan:
         self._span: Span = tracer.start_span(f"{operation} {request.model}", kind=SpanKind.CLIENT)
         self._started = time.monotonic()
         self._first = True
+        self._reasons: dict[int, str] = {}
         if self._span.is_recording():
             self._span.set_attributes(_request_attributes(operation, request))
 
@@ -196,7 +198,8 @@ class InferenceSpan:
             self._first = False
             self._span.set_attribute(TIME_TO_FIRST_CHUNK, time.monotonic() - self._started)
         if chunk.finish_reason is not None:
-            self._span.set_attribute(FINISH_REASONS, [chunk.finish_reason])
+            self._reasons[chunk.index] = chunk.finish_reason
+            self._span.set_attribute(FINISH_REASONS, [reason for _, reason in sorted(self._reasons.items())])
             if chunk.usage is not None:
                 self._span.set_attribute(INPUT_TOKENS, chunk.usage.prompt_tokens)
                 self._span.set_attribute(OUTPUT_TOKENS, chunk.usage.completion_tokens)
@@ -219,6 +222,8 @@ def _request_attributes(operation: str, request: ResolvedRequest) -> dict[str, A
         value = getattr(asked.sampling, field)
         if value is not None:
             attributes[name] = value
+    if asked.sampling.n != 1:
+        attributes[CHOICE_COUNT] = asked.sampling.n
     if asked.sampling.stop:
         attributes[STOP_SEQUENCES] = asked.sampling.stop
     if request.adapter is not None:

@@ -25,7 +25,7 @@ from gateway.settings import DEMO_MODEL, Settings
 from gateway.settings import Telemetry as TelemetrySettings
 from gateway.telemetry import Telemetry
 from tests.gateway.backends.runtime_process import TOKEN, runtime_process
-from tests.gateway.stack import RUN, Stack, open_stack
+from tests.gateway.stack import CHAT, RUN, Stack, open_stack
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -101,6 +101,15 @@ async def test_a_server_span_with_an_inference_in_it(stack: Stack, spans: InMemo
     assert not any(
         stack.secret in str(value) for span in (server, client) for value in (span.attributes or {}).values()
     )
+
+
+async def test_every_choice_has_a_finish_reason(stack: Stack, spans: InMemorySpanExporter) -> None:
+    body = {"model": DEMO_MODEL, "messages": [{"role": "user", "content": "a b c"}], "n": 3, "max_tokens": 2}
+    assert (await stack.post(CHAT, body)).status_code == 200
+    said = dict(by_kind(spans)[1].attributes or {})
+    assert said["gen_ai.request.choice.count"] == 3
+    assert said["gen_ai.response.finish_reasons"] == ("length",) * 3
+    assert said["gen_ai.usage.output_tokens"] == 6
 
 
 async def test_the_callers_trace_goes_on(stack: Stack, spans: InMemorySpanExporter) -> None:
