@@ -61,8 +61,10 @@ class Geometry(msgspec.Struct, frozen=True):
                 num_kv_heads=int(config.get("num_key_value_heads") or heads),
                 head_dim=int(config.get("head_dim") or hidden // heads),
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"config.json does not describe a decoder: {error!r}") from error
+        except KeyError as error:
+            raise ValueError(f"config.json does not describe a text decoder: {error.args[0]} is missing") from error
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"config.json does not describe a text decoder: {error}") from error
         for name in geometry.__struct_fields__[1:]:
             if getattr(geometry, name) < 1:
                 raise ValueError(f"config.json: {name} must be at least 1")
