@@ -5,7 +5,8 @@ chunked bodies on HTTP/1.0. Here a connection is closed with 400, 408, 414 or 43
 arrive at `MIN_BODY_RATE` on average after a grace time; a reader must take bytes within `STALLED_READER_S`.
 
 Pipelining is answered in order, a few requests ahead: nothing is read while more than one request is open. Trailers are
-dropped, because uvicorn would append them to the headers of a request that is already being judged by them.
+dropped, because uvicorn would append them to the headers of a request that is already being judged by them. When there
+are more connections than descriptors allow, the one that has said nothing for longest is closed for the new one.
 """
 
 import asyncio
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from gateway.open_files import max_connections
 
 HEAD_DEADLINE_S: Final = 10.0
 BODY_GRACE_S: Final = 30.0
@@ -50,6 +53,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > max_connections():
+            self._make_room()
         # A connection that never says a word is a head that never ends.
         self._enter("head")
         self._watch = self.loop.call_later(CHECK_S, self._check)
@@ -163,6 +168,22 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             + text.encode("ascii", "replace")
         )
         self.transport.close()
+
+    # room
+
+    def _make_room(self) -> None:
+        """Closes the connection that has been without a request for longest; this one when all others are at work."""
+        others = [peer for peer in self.connections if isinstance(peer, GuardedHttpProtocol) and peer is not self]
+        silent = (peer for peer in others if peer._silent)
+        oldest = min(silent, key=lambda peer: peer._phase_began, default=self)
+        self.connections.discard(oldest)  # now, so that it is not counted until the loop has closed it
+        oldest.transport.abort()
+
+    @property
+    def _silent(self) -> bool:
+        """True while no request has come in whole or is at work."""
+        running = self._running
+        return self._phase in ("head", "idle") and (running is None or running.response_complete) and not self.pipeline
 
     # deadlines
 

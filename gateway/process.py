@@ -28,6 +28,7 @@ from gateway.diagnostics import log_to_stderr
 from gateway.errors import StorageUnavailable
 from gateway.gateway_config import GatewayConfig
 from gateway.http_protocol import GuardedHttpProtocol
+from gateway.open_files import raise_limit
 from gateway.settings import SettingsError
 from storage.errors import StorageError
 
@@ -128,6 +129,7 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 def main() -> None:
     """Reads the configuration and serves; exit code 78 (EX_CONFIG) when it cannot be used."""
     log_to_stderr(logging.INFO)
+    raise_limit()
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=GatewayConfig)
 
     async def serve() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,11 +10,11 @@ import uvicorn
 
 import gateway.http_protocol as protocol
 from gateway.http_protocol import GuardedHttpProtocol
+from gateway.open_files import MOST_OPEN_FILES, max_connections, raise_limit
 
 SEEN: list[str] = []
 HEADERS: list[list[bytes]] = []
-WAITING = asyncio.Event()
-GONE = asyncio.Event()
+EVENTS: dict[str, asyncio.Event] = {}  # of the request for /wait; each test has its own, bound to its own loop
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -24,10 +25,10 @@ async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         pass
     HEADERS.append([name for name, _ in scope["headers"]])
     if scope["path"] == "/wait":
-        WAITING.set()
+        EVENTS["waiting"].set()
         while (await receive())["type"] != "http.disconnect":
             pass
-        GONE.set()
+        EVENTS["gone"].set()
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
@@ -40,8 +41,9 @@ class _Server(uvicorn.Server):
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    for seen in (SEEN, HEADERS, WAITING, GONE):
+    for seen in (SEEN, HEADERS):
         seen.clear()
+    EVENTS.update(waiting=asyncio.Event(), gone=asyncio.Event())
     server = _Server(uvicorn.Config(_app, port=0, http=GuardedHttpProtocol, lifespan="off", log_config=None))
     serving = asyncio.ensure_future(server.serve())
     while not server.started:
@@ -168,7 +170,46 @@ async def test_pipelined_requests_are_answered_in_order_a_few_at_a_time(
 async def test_a_disconnect_reaches_the_request_at_work_behind_which_others_wait(port: int) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\nGET /next HTTP/1.1\r\nHost: x\r\n\r\n")
-    await asyncio.wait_for(WAITING.wait(), 5)
+    await asyncio.wait_for(EVENTS["waiting"].wait(), 5)
     writer.transport.abort()
-    await asyncio.wait_for(GONE.wait(), 5)
+    await asyncio.wait_for(EVENTS["gone"].wait(), 5)
     assert SEEN == ["/wait"]
+
+
+async def test_when_there_is_no_room_the_longest_silent_connection_goes(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "max_connections", lambda: 4)
+    busy_reader, busy = await asyncio.open_connection("127.0.0.1", port)
+    busy.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.wait_for(EVENTS["waiting"].wait(), 5)
+    silent = []
+    for head in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        if head.endswith(b"\r\n\r\n"):
+            await asyncio.wait_for(reader.readuntil(b"ok"), 5)
+        silent.append((reader, writer))
+    for reader, _ in list(silent):
+        silent.append(await asyncio.open_connection("127.0.0.1", port))
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+    newest_reader, newest = silent[-1]
+    newest.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.wait_for(newest_reader.readuntil(b"ok"), 5)
+    assert not EVENTS["gone"].is_set()
+    assert not busy_reader.at_eof()
+    for _, writer in [*silent, (busy_reader, busy)]:
+        writer.close()
+
+
+def test_the_limit_leaves_room_for_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+        assert max_connections() == 450
+        raise_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(before[1], MOST_OPEN_FILES)
+        assert max_connections() == min(before[1], MOST_OPEN_FILES) - 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
