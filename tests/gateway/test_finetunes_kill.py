@@ -32,10 +32,10 @@ async def main():
             finetune = await plane.finetunes.create(account, MODEL, f"n{number}")
             for file_name, data in files:
                 await plane.finetunes.upload(account, finetune.id, parts_of(file_name, data))
-            print("ready", finetune.id, flush=True)
+            print(f"ready {finetune.id}", flush=True)
             if number % 3 == 0:
                 for finetune in await plane.finetunes.list_finetunes(account):
-                    print("deleting", finetune.id, flush=True)
+                    print(f"deleting {finetune.id}", flush=True)
                     await plane.finetunes.delete(account, finetune.id)
 
 asyncio.run(main())
