@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from gateway.diagnostics import log_to_stderr
 from gateway.errors import StorageUnavailable
 from gateway.gateway_config import GatewayConfig
 from gateway.http_protocol import GuardedHttpProtocol
+from gateway.interruption import until_stdin_ends
 from gateway.open_files import raise_limit
 from gateway.settings import SettingsError
 from storage.errors import StorageError
@@ -51,8 +51,11 @@ class _Server(uvicorn.Server):
         self.up.set()
 
 
-async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, then drains. Raises what `build_app` says when a part cannot be opened."""
+async def run(config: GatewayConfig, stop: asyncio.Event, lifeline: asyncio.Future[None]) -> None:
+    """Serves until `stop` is set, then drains, unless `lifeline` is done: the runtimes are gone with the parent then.
+
+    Raises what `build_app` says when a part cannot be opened.
+    """
     settings = config.settings
     app = build_app(
         settings,
@@ -77,6 +80,7 @@ async def run(config: GatewayConfig, stop: asyncio.Event) -> None:
                     print("ready", flush=True)
                 await stop.wait()
                 public.should_exit = admin.should_exit = True
+                public.force_exit = admin.force_exit = lifeline.done()
 
 
 def _server(app: ASGIApp, drain_s: float) -> _Server:
@@ -104,6 +108,8 @@ def _admin_socket(path: Path) -> Iterator[socket.socket]:
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
+    except OSError as error:
+        raise SettingsError(f"data_dir = {str(path.parent)!r}: no socket can be made in it ({error})") from error
     finally:
         os.umask(before)
     try:
@@ -111,19 +117,6 @@ def _admin_socket(path: Path) -> Iterator[socket.socket]:
     finally:
         listener.close()
         path.unlink(missing_ok=True)
-
-
-def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Sets `stop` when the lifeline ends. A thread of its own: reading standard input blocks."""
-
-    def wait() -> None:
-        # The bare descriptor: a daemon thread inside sys.stdin's buffer would abort the interpreter's shutdown.
-        while os.read(0, 4096):
-            pass
-        with contextlib.suppress(RuntimeError):  # the loop is closed already: the process is leaving anyway
-            loop.call_soon_threadsafe(stop.set)
-
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
 def main() -> None:
@@ -136,8 +129,9 @@ def main() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        _watch_parent(loop, stop)
-        await run(config, stop)
+        lifeline = asyncio.ensure_future(until_stdin_ends())
+        lifeline.add_done_callback(lambda _: stop.set())
+        await run(config, stop, lifeline)
 
     import uvloop
 

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 HEALTHY_AFTER_S = 30.0
+LIVENESS_S = 3.0  # between two looks at the gateway, and how long one look may take
+MAX_MISSED = 4
 MAX_LINE_BYTES = 1024 * 1024
 MAX_RUN_DIR_BYTES = 80  # a Unix socket's path has 107 bytes at most
 
@@ -109,13 +111,15 @@ async def run_stack(
         )
         host, port = listener.getsockname()[:2]
         stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes)
-        async with _supervised(stack, settings.server.drain_s, say):
+        async with _supervised(stack, data_dir, settings.server.drain_s, say):
             yield stack
 
 
 @contextlib.asynccontextmanager
-async def _supervised(stack: Stack, drain_s: float, say: Callable[[str], None]) -> AsyncIterator[None]:
-    stopping = asyncio.Event()
+async def _supervised(
+    stack: Stack, data_dir: DataDir, drain_s: float, say: Callable[[str], None]
+) -> AsyncIterator[None]:
+    stopping, watcher = asyncio.Event(), None
     try:
         async with asyncio.TaskGroup() as group:
             for child in stack.children:
@@ -123,9 +127,12 @@ async def _supervised(stack: Stack, drain_s: float, say: Callable[[str], None]) 
             try:
                 for child in stack.children:
                     await child.ready.wait()
+                watcher = group.create_task(_replace_hung(stack.gateway, data_dir.admin_socket))
                 yield
             finally:
                 stopping.set()
+                if watcher is not None:
+                    watcher.cancel()
                 # The gateway first: it drains its requests while the runtimes still answer.
                 for child in stack.children:
                     await _stop(child, drain_s)
@@ -150,6 +157,35 @@ async def _keep(child: Child, stopping: asyncio.Event, say: Callable[[str], None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+async def _replace_hung(gateway: Child, admin_socket: Path) -> None:
+    """Kills a gateway that does not answer, so that `_keep` starts another. (It does the same for its runtimes.)
+
+    It is asked on the operator's socket, which no stranger can crowd.
+    """
+    missed = 0
+    while True:
+        await asyncio.sleep(LIVENESS_S)
+        answers = not gateway.ready.is_set() or await _answers(admin_socket)
+        missed = 0 if answers else missed + 1
+        if missed >= MAX_MISSED and gateway.process is not None:
+            logger.error("the gateway (pid %d) does not answer: killed, so that it is replaced", gateway.process.pid)
+            gateway.process.kill()
+            missed = 0
+
+
+async def _answers(path: Path) -> bool:
+    try:
+        async with asyncio.timeout(LIVENESS_S):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            try:
+                writer.write(b"GET / HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")
+                return (await reader.readline()).startswith(b"HTTP/1.1 ")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 async def _run_once(child: Child, say: Callable[[str], None]) -> int:

@@ -1,5 +1,6 @@
 """kill -9 of each process: nothing acknowledged is lost, nothing hangs, nothing is left behind."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway import supervisor
+from gateway.runtime_config import model_folders
+from gateway.settings import Server, Settings
 from tests.e2e.deployment import MODEL, Deployment, deploy, wait_children, wait_gone
 
 pytestmark = pytest.mark.timeout(240)
@@ -82,6 +86,18 @@ def test_a_hung_runtime_is_replaced(tmp_path: Path) -> None:
         assert wait_gone([pid], 30) == []
         deployment.wait_until_ready()
         assert caller.ask("What does Molbury sell?").json()["result"]["response"] == "Molbury sells wool."
+
+
+async def test_a_hung_gateway_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LIVENESS_S", 0.3)
+    settings = Settings(data_dir=str(tmp_path / "data"), server=Server(port=0))
+    async with supervisor.run_stack(settings, model_folders(settings)) as stack:
+        assert stack.gateway.process is not None
+        pid = stack.gateway.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        assert await asyncio.to_thread(wait_gone, [pid]) == []
+        async with asyncio.timeout(30), httpx.AsyncClient(timeout=20) as http:
+            assert (await http.get(f"{stack.url}/healthz")).status_code == 200
 
 
 def test_kill_of_the_parent_leaves_nothing_running(tmp_path: Path) -> None:
