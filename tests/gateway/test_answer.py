@@ -18,6 +18,7 @@ from gateway.body_budget import BodyBudget
 from gateway.errors import OverCapacity, RuntimeUnavailable, StorageUnavailable
 from gateway.messages import ResolvedRequest
 from tests.gateway.stack import RUN, Stack, events, open_stack, serve
+from tests.turns import growing_turns
 
 
 class Caller:
@@ -179,7 +180,7 @@ async def test_cancelling_at_every_await_leaves_one_record_and_nothing_open(tmp_
     """The server goes down at any moment: the handler is cancelled after k steps, for every k until it survives."""
     async with opened(tmp_path, "a", "b") as stack:
         # The record's way to the disk is a thread's: how many turns of the loop it takes is the disk's affair.
-        for step in (*range(100), *(100 * 2**doubled for doubled in range(16))):
+        for step in growing_turns():
             before = len(stack.records.seen)
             opened_before = len(stack.fake.requests)
             caller = Caller(stack, STREAM)

@@ -20,6 +20,7 @@ from storage import schema
 from storage.database import READERS, Database
 from storage.errors import AlreadyExists, DatabaseUnavailable, StorageFull
 from storage.tables import accounts, metadata, tokens
+from tests.turns import growing_turns
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ async def test_cancelled_at_any_moment(database: Database) -> None:
             await connection.execute(account("b"))
 
     cancelled = 0
-    for turns in range(1, 100_000):
+    for turns in growing_turns():
         task = asyncio.create_task(two_rows())
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -10,6 +10,7 @@ from storage.errors import StorageUnavailable
 from storage.tiers import Fetched
 from tests.storage.gated_objects import GatedObjects
 from tests.storage.tier_checks import KIB, Open, files
+from tests.turns import growing_turns
 
 
 async def test_bytes_in_use_are_not_evicted_and_the_next_waits(open_tiers: Open, objects: GatedObjects) -> None:
@@ -136,7 +137,7 @@ async def test_cancelled_at_any_moment(open_tiers: Open, objects: GatedObjects, 
     """Cancels after 1, 2, 3.. turns of the loop until a fetch gets through: budgets, files and pins are as before."""
     tiers = await open_tiers()
     wanted = objects.add(os.urandom(KIB))
-    for turns in range(1, 100_000):
+    for turns in growing_turns():
         task = asyncio.create_task(tiers.fetch(*wanted))
         for _ in range(turns):
             await asyncio.sleep(0)
