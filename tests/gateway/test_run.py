@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from gateway.backends.fake import FakeBackend
 from gateway.settings import DEMO_MODEL
 from tests.gateway.stack import RUN, Stack, events, open_stack
+from tests.gateway.tiny_adapters import write_base
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -17,6 +19,21 @@ UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     async with open_stack(tmp_path) as opened:
         yield opened
+
+
+async def test_a_model_that_takes_no_adapters_says_so(tmp_path: Path) -> None:
+    """The base answers; with `lora`, by body or by query, the contract's 405/5005, and the backend is not asked."""
+    name, fake = "@cf/tiny/no-lora", FakeBackend()
+    folder = write_base(tmp_path / "no-lora", model_type="gpt_neox")
+    settings = {"models": {name: {"path": str(folder)}}}
+    async with open_stack(tmp_path, backends={name: fake}, settings=settings) as stack:
+        run = f"/ai/run/{name}"
+        assert (await stack.post(run, {"prompt": "a"})).status_code == 200
+        for path, body in ((run, {"prompt": "a", "lora": "x"}), (run + "?lora=x", {"prompt": "a"})):
+            refused = await stack.post(path, body)
+            assert (refused.status_code, refused.json()["errors"][0]["code"]) == (405, 5005)
+            assert "does not support LoRA" in refused.json()["errors"][0]["message"]
+        assert len(fake.requests) == 1
 
 
 async def test_an_answer_in_one_piece(stack: Stack) -> None:
