@@ -11,15 +11,54 @@ import msgspec
 from runtime.protocol import SequenceTiming
 
 Dialect = Literal["workers_ai", "openai"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may ask the caller to run. `parameters` is its JSON schema, as text."""
+
+    name: str
+    description: str = ""
+    parameters: str = "{}"
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """The model asks for one call. `arguments` is a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """A piece of the call number `index` of one answer: the first has id and name, all have more of the arguments."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """auto: the model decides; none: it may not; required: it must call something, `name` alone if that is set."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+    parallel: bool = True
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One turn, text only. Content parts are joined by the dialect; a null content is the empty string."""
+    """One turn, text only. Content parts are joined by the dialect; a null content is the empty string.
+
+    tool_calls: what an assistant's turn asked for; tool_call_id and name: which call a tool's turn answers.
+    """
 
     role: Role
     content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -47,7 +86,10 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """One inference. Exactly one of `prompt` and `messages` is set. `raw` skips the chat template."""
+    """One inference. Exactly one of `prompt` and `messages` is set. `raw` skips the chat template.
+
+    json_schema: the answer must be JSON that this schema (text) accepts. tools: with messages only.
+    """
 
     dialect: Dialect
     model: str
@@ -59,6 +101,9 @@ class ChatRequest(msgspec.Struct, frozen=True):
     include_usage: bool = True
     reject_if_busy: bool = False
     sampling: Sampling = Sampling()
+    json_schema: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -101,6 +146,7 @@ class Chunk(msgspec.Struct, frozen=True):
     timing: SequenceTiming | None = None
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ FailureKind = Literal[
     "adapter_too_large",
     "adapter_unavailable",
     "too_long",
+    "grammar",
     "timeout",
     "internal",
 ]
@@ -55,6 +56,13 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     top_logprobs: int | None = None
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must look like. json_schema: `source` is a JSON schema; lark: a grammar in llguidance's Lark."""
+
+    kind: Literal["json_schema", "lark"]
+    source: str
+
+
 class AdapterRef(msgspec.Struct, frozen=True):
     """A packed adapter in the object store. `digest` (sha256 hex of the packed file) identifies the weights."""
 
@@ -77,7 +85,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
-    """Start one sequence. `account_id` is for fairness and cache isolation; `timeout_s` counts from arrival."""
+    """Start one sequence. `account_id` is for fairness and cache isolation; `timeout_s` counts from arrival.
+
+    grammar: the answer keeps to it, whatever the sampling says.
+    """
 
     sequence_id: int
     account_id: str
@@ -86,6 +97,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     adapter: AdapterRef | None = None
     traceparent: str | None = None
     timeout_s: float = 120.0
+    grammar: Grammar | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
