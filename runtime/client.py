@@ -32,6 +32,7 @@ from runtime.protocol import (
     ClientFrame,
     Failure,
     Forget,
+    Grammar,
     Hello,
     ModelInfo,
     Ping,
@@ -142,6 +143,7 @@ class RuntimeClient:
         adapter: AdapterRef | None = None,
         traceparent: str | None = None,
         timeout_s: float = 120.0,
+        grammar: Grammar | None = None,
     ) -> AsyncGenerator[SequenceOutput, None]:
         """Runs one sequence; yields its outputs, the last one with `finish_reason`. Raises RuntimeLost.
 
@@ -150,7 +152,7 @@ class RuntimeClient:
         """
         writer = self._connected()
         sequence_id = next(self._ids)
-        request = Submit(sequence_id, account_id, tuple(token_ids), sampling, adapter, traceparent, timeout_s)
+        request = Submit(sequence_id, account_id, tuple(token_ids), sampling, adapter, traceparent, timeout_s, grammar)
         frame = self._acceptable(request)
         if isinstance(frame, Failure):
             yield SequenceOutput(sequence_id=sequence_id, finish_reason="error", failure=frame)

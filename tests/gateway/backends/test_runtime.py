@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from gateway import errors
-from gateway.backends.runtime import MAX_SCORES, RuntimeBackend
+from gateway.backends.runtime import RuntimeBackend
+from gateway.backends.sampling import MAX_SCORES
 from gateway.demo import BASE_FOLDER
 from gateway.messages import Message, ResolvedAdapter
 from gateway.text.tokenizer import Tokenizer
 from runtime.client import RuntimeClient
+from runtime.protocol import Grammar
 from tests.gateway.backends.conformance import Conformance, Harness, answer, resolved, text_of, wishing
 from tests.gateway.backends.runtime_process import TOKEN, runtime_process
 from tests.gateway.backends.scripted_runtime import EOS, INFO, Said, ScriptedRuntime, failure
@@ -198,6 +200,7 @@ async def test_ignoring_the_end_leaves_only_the_callers_own_stops(tmp_path: Path
         ("too_long", errors.ContextExceeded, "because of too_long"),
         ("timeout", errors.RequestTimeout, "in time"),
         ("internal", errors.InternalError, "try again"),
+        ("grammar", errors.BadInput, "JSON Mode couldn't be met: .*because of grammar"),
     ],
 )
 async def test_failures_are_typed(tmp_path: Path, kind: Any, error: type[Exception], said: str) -> None:
@@ -209,6 +212,16 @@ async def test_failures_are_typed(tmp_path: Path, kind: Any, error: type[Excepti
         if kind in ("overloaded", "adapter_unavailable"):
             assert isinstance(caught.value, errors.LorikeetError)
             assert caught.value.retry_after_s == 7.0
+
+
+async def test_a_schema_is_sent_beside_the_sequence(tmp_path: Path) -> None:
+    async with scripted(tmp_path, EOS) as (runtime, backend):
+        request = resolved("x")
+        await answer(backend, request)
+        schema = '{"type":"object"}'
+        asked = msgspec.structs.replace(request.request, json_schema=schema)
+        await answer(backend, msgspec.structs.replace(request, request=asked))
+        assert [submit.grammar for submit in runtime.submitted] == [None, Grammar("json_schema", schema)]
 
 
 async def test_one_choice_that_fails_ends_the_others(tmp_path: Path) -> None:
