@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+"""The tensors of a Hugging Face folder, from the files that `shards.py` finds.
 
 The one file that knows safetensors. Files are memory-mapped and each tensor is copied straight to its place in the
 decoder's (often fused) weights, converted on the way, so loading never holds a second copy of the model. A tensor that
@@ -6,7 +6,6 @@ no one asked for is an error, because a decoder that ignores weights gives wrong
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from runtime.errors import ModelInvalid
+from runtime.shards import INDEX_FILE, shard_names
 
-SINGLE_FILE: Final = "model.safetensors"
-INDEX_FILE: Final = "model.safetensors.index.json"
 STORED_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 # Buffers that old checkpoints carry and that follow from the configuration.
@@ -92,7 +90,7 @@ def open_checkpoint(folder: Path, progress: Callable[[float], None] | None = Non
 
     Raises ModelInvalid when a file is missing, truncated or not safetensors, or when the index contradicts the files.
     """
-    shards, wanted = _shards(folder)
+    shards, wanted = shard_names(folder)
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
         for shard in shards:
@@ -109,23 +107,3 @@ def open_checkpoint(folder: Path, progress: Callable[[float], None] | None = Non
         if missing:
             raise ModelInvalid(f"{folder}: {INDEX_FILE} names tensors that no file holds: {', '.join(missing[:5])}")
         yield Checkpoint(folder, files, progress)
-
-
-def _shards(folder: Path) -> tuple[list[str], set[str]]:
-    """File names, and the tensor names that the index promises (none for a single file)."""
-    if (folder / SINGLE_FILE).is_file():
-        return [SINGLE_FILE], set()
-    try:
-        index = json.loads((folder / INDEX_FILE).read_bytes())
-    except FileNotFoundError as error:
-        raise ModelInvalid(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}") from error
-    except (OSError, ValueError) as error:
-        raise ModelInvalid(f"{folder / INDEX_FILE} cannot be read: {error}") from error
-    weights = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
-        raise ModelInvalid(f"{folder / INDEX_FILE} has no weight_map of file names")
-    shards = sorted(set(weights.values()))
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise ModelInvalid(f"{folder / INDEX_FILE}: {shard!r} is not a plain file name")
-    return shards, set(weights)

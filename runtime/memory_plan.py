@@ -1,0 +1,177 @@
+"""How a runtime's memory divides: weights, adapter pool, working memory, and the rest for keys and values.
+
+    budget = weights + adapters + working + kv
+
+The first three follow from the model's files and the limits, before anything is loaded; `kv` gets what is left, in
+whole blocks, up to what the runtime could ever use. Pure arithmetic, no torch: the supervisor plans all runtimes of a
+machine with it, a runtime on a card plans its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from runtime.errors import ConfigInvalid
+from runtime.model_size import ModelSize
+from storage.geometry import GROUPS, Geometry
+
+DType = Literal["float32", "bfloat16", "float16"]
+ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Interpreter and torch on a CPU, measured: 180 MB of their own, and the allocator's slack.
+PROCESS_BYTES: Final = 256 * 1024**2
+# The same with a CUDA context.
+CUDA_PROCESS_BYTES: Final = 1024 * 1024**2
+# A cache for less than this many tokens (or less than the model's longest sequence) is refused, unless asked for by
+# `kv_bytes`: it would cut every caller's context without a word.
+LEAST_TOKENS: Final = 2048
+# Multiply-adds per layer and token up to which `layers/lora.py` stacks adapters, which copies their rows.
+STACK_LIMIT: Final[dict[DType, float]] = {"float32": 12e6, "bfloat16": 50e6, "float16": 50e6}
+_MIB: Final = 1024**2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The settings that memory follows from; see `RuntimeConfig`."""
+
+    dtype: DType
+    block_tokens: int
+    adapter_rows: int
+    max_running: int
+    step_tokens: int
+    on_card: bool = False
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes. What a runtime takes whatever its cache, and the bounds of the cache.
+
+    block: one block of the cache. least: the smallest cache that is worth starting with. most: the largest that
+    `max_running` sequences of full length can fill.
+    """
+
+    weights: int
+    adapters: int
+    working: int
+    block: int
+    least: int
+    most: int
+    least_tokens: int
+
+    @property
+    def fixed(self) -> int:
+        """Everything but keys and values."""
+        return self.weights + self.adapters + self.working
+
+    def with_kv(self, kv: int) -> "Split":
+        """Raises ConfigInvalid when not even one block fits."""
+        if kv < self.block:
+            raise ConfigInvalid(f"kv_bytes = {kv}: one block takes {in_words(self.block)}; give at least {self.block}")
+        return Split(self.weights, self.adapters, self.working, kv)
+
+    def within(self, budget: int) -> "Split":
+        """All of the budget, as far as it is of use. Raises ConfigInvalid with the numbers when it is too small."""
+        left = max(0, budget - self.fixed)
+        if left < self.least:
+            raise ConfigInvalid(
+                f"a budget of {in_words(budget)} is too small: weights {in_words(self.weights)}, adapter pool "
+                f"{in_words(self.adapters)} and working memory {in_words(self.working)} leave {in_words(left)} for "
+                f"keys and values, and one sequence of {self.least_tokens} tokens takes {in_words(self.least)}; give "
+                f"at least {self.fixed + self.least} bytes, or lower adapter_rows ({in_words(self.adapters)}) or "
+                "step_tokens"
+            )
+        return self.with_kv(min(left // self.block * self.block, self.most))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Bytes of one runtime."""
+
+    weights: int
+    adapters: int
+    working: int
+    kv: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.adapters + self.working + self.kv
+
+    def __str__(self) -> str:
+        """For the log."""
+        parts = (("weights", self.weights), ("adapter pool", self.adapters), ("working memory", self.working))
+        return ", ".join(f"{name} {in_words(size)}" for name, size in (*parts, ("keys and values", self.kv)))
+
+
+def needs_of(model: ModelSize, limits: Limits, max_tokens: int | None = None) -> Needs:
+    """`max_tokens`: the longest sequence that is asked for, where it is less than the model's."""
+    item, geometry = ITEM_BYTES[limits.dtype], model.geometry
+    longest = min(model.max_positions, max_tokens or model.max_positions)
+    block = geometry.num_layers * 2 * geometry.num_kv_heads * geometry.head_dim * limits.block_tokens * item
+    least_tokens = min(longest, LEAST_TOKENS)
+    sequence, least = (-(-tokens // limits.block_tokens) * block for tokens in (longest, least_tokens))
+    return Needs(
+        # Norms are kept in float32 where the family asks for it.
+        weights=model.num_weights * item + model.num_small * 4,
+        adapters=_row_bytes(geometry, item) * limits.adapter_rows,
+        working=_working(model, limits, longest, item) + block,  # the cache's empty block is of no use to sequences
+        block=block,
+        least=least,
+        most=sequence * limits.max_running,
+        least_tokens=least_tokens,
+    )
+
+
+def share_out(room: int, wants: Sequence[tuple[int, int]]) -> list[int]:
+    """Divides `room` among wants of (least, most): each gets its least, and then all the same, up to its most.
+
+    The sum exceeds `room` only when the leasts do.
+    """
+    given = [least for least, _ in wants]
+    room -= sum(given)
+    hungry = sorted(range(len(wants)), key=lambda index: wants[index][1] - wants[index][0])
+    while hungry and room > 0:
+        part = room // len(hungry)
+        index = hungry.pop(0)
+        least, most = wants[index]
+        more = max(0, min(part, most - least))
+        given[index] += more
+        room -= more
+    return given
+
+
+def in_words(size: int) -> str:
+    """Bytes as people read them."""
+    if size < _MIB:
+        return f"{-(-size // 1024)} KiB"
+    return f"{size / _MIB:.0f} MiB" if size < 1024 * _MIB else f"{size / 1024**3:.1f} GiB"
+
+
+def _row_bytes(geometry: Geometry, item: int) -> int:
+    """One rank row of the pool, over all layers and modules (the scalings are nothing beside it)."""
+    return (
+        geometry.num_layers * item * sum(sum(geometry.shape(module)) for group in GROUPS.values() for module in group)
+    )
+
+
+def _working(model: ModelSize, limits: Limits, longest: int, item: int) -> int:
+    """The process itself, and what a step holds at its largest: activations, attention, logits, stacked adapters."""
+    geometry = model.geometry
+    widths = sum(geometry.shape(module)[0] for group in GROUPS.values() for module in group)
+    activations = limits.step_tokens * 4 * (2 * widths + 4 * geometry.hidden_size)
+    # Keys and values of one sequence, gathered and repeated for every head, and one decode group beside it.
+    attention = 2 * longest * 2 * geometry.num_heads * geometry.head_dim * item
+    # The model's logits, float32 copies, and the sampler's float64 for a few rows.
+    logits = model.vocab_size * (min(limits.max_running, limits.step_tokens) * 12 + 8 * 32)
+    process = CUDA_PROCESS_BYTES // 2 if limits.on_card else PROCESS_BYTES
+    return process + activations + attention + logits + _stacks(geometry, limits, item)
+
+
+def _stacks(geometry: Geometry, limits: Limits, item: int) -> int:
+    """Copies of the adapters of the latest decode step: of at most this many rows, B once for each of its slices."""
+    width = 0
+    for modules in GROUPS.values():
+        shapes = [geometry.shape(module) for module in modules]
+        width += len(modules) * (shapes[0][1] + sum(shape[0] for shape in shapes))
+    rows = min(limits.adapter_rows, int(STACK_LIMIT[limits.dtype] // width) + 1)
+    return rows * width * geometry.num_layers * item
