@@ -10,8 +10,11 @@ from typing import Final
 
 from runtime.protocol import (
     MAX_LOGIT_BIASES,
+    MAX_PRIORITY,
     MAX_STOP_TOKENS,
     MAX_TOP_LOGPROBS,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
     Failure,
     ModelInfo,
     SamplingParams,
@@ -33,6 +36,9 @@ def unacceptable(
     problem = _sampling_problem(request.sampling, model.vocab_size)
     if problem is not None:
         return Failure("internal", problem)
+    if abs(request.priority) > MAX_PRIORITY or not MIN_WEIGHT <= request.weight <= MAX_WEIGHT:
+        limits = f"priority {-MAX_PRIORITY} .. {MAX_PRIORITY}, weight {MIN_WEIGHT:g} .. {MAX_WEIGHT:g}"
+        return Failure("internal", f"out of range: {limits}")
     if not request.timeout_s > 0:
         return Failure("timeout", "the deadline had passed on arrival")
     length = len(request.token_ids) + request.sampling.max_tokens

@@ -364,6 +364,8 @@ class Engine:
             prompt_tokens=len(request.token_ids),
             arrived_at=now,
             deadline=now + request.timeout_s,
+            priority=request.priority,
+            weight=request.weight,
             state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
         )
 

@@ -16,6 +16,9 @@ MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_LOGIT_BIASES: Final = 300
 MAX_STOP_TOKENS: Final = 256
 MAX_TOP_LOGPROBS: Final = 20
+MAX_PRIORITY: Final = 100  # either way
+MIN_WEIGHT: Final = 0.01
+MAX_WEIGHT: Final = 100.0
 EXIT_CONFIG: Final = 78  # exit code of a process whose settings or weights are wrong: starting it again is no use
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -87,7 +90,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     """Start one sequence. `account_id` is for fairness and cache isolation; `timeout_s` counts from arrival.
 
-    grammar: the answer keeps to it, whatever the sampling says.
+    grammar: the answer keeps to it, whatever the sampling says. priority: of the account's own sequences a lower one is
+    served earlier. weight: the account's share of the service beside that of the others.
     """
 
     sequence_id: int
@@ -98,6 +102,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     traceparent: str | None = None
     timeout_s: float = 120.0
     grammar: Grammar | None = None
+    priority: int = 0
+    weight: float = 1.0
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

@@ -1,18 +1,18 @@
 """Decides, step by step, which sequences compute how many tokens. No torch, no clock: times are passed in.
 
     submit > WaitingQueue > (blocks free, adapter on the device, turn) > running > finished
-                  ^____________________(blocks run out: newest first)____|
+                  ^________________(blocks run out: see `running.py`)____|
 
 A step takes, in this order: one token of every decoding sequence, prompts that have begun, new sequences. Prompts are
 cut into chunks by what is left of `step_tokens`, or of the device's pace, and begin after the blocks that the prefix
 cache has of them. A sequence starts only when the blocks of all its tokens are free, so a prompt that has begun is
-never stuck for blocks; decoding ones take a block when they need it, and when none is left the newest sequence is
-preempted. The oldest is never preempted for another, and alone it always fits (`fits` is asked at arrival), so
-everything ends. A sequence at the head that lacks only blocks holds up those behind it, or it would never find enough;
-one that lacks its adapter holds up nobody.
+never stuck for blocks; decoding ones take a block when they need it, and when none is left the newest seat is given
+up. The oldest never is, and alone a sequence always fits (`fits` is asked at arrival), so everything ends. A sequence
+at the head that lacks only blocks holds up those behind it, or it would never find enough; one that lacks its adapter
+holds up nobody.
 
 No account can keep another out by long answers: while an account that runs nothing has the next turn and finds no
-room, the account that runs most gives up its newest sequence, one a step, but never its only one.
+room, the account that runs most for its weight gives one sequence up, one a step, but never its only one.
 """
 
 import heapq
@@ -26,6 +26,7 @@ from runtime.blocks import BlockPool
 from runtime.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from runtime.prefix_cache import PrefixCache
 from runtime.protocol import AdapterRef
+from runtime.running import Running
 from runtime.sequence import Sequence, State
 from runtime.waiting import WaitingQueue
 
@@ -79,7 +80,7 @@ class Scheduler:
         self._max_running = min(max_running, step_tokens)
         self._step_tokens = step_tokens
         self._waiting = WaitingQueue(max_waiting)
-        self._running: list[Sequence] = []
+        self._running = Running()
         self._deadlines: list[tuple[float, int, Sequence]] = []
         self.num_preemptions = 0
 
@@ -100,7 +101,7 @@ class Scheduler:
 
     @property
     def running(self) -> tuple[Sequence, ...]:
-        """Oldest first."""
+        """Oldest seat first."""
         return tuple(self._running)
 
     def fits(self, num_tokens: int) -> bool:
@@ -175,9 +176,9 @@ class Scheduler:
 
     def served(self, steps: Iterable[Scheduled]) -> None:
         """These sequences got a token each; their accounts and adapters are charged, once per step for speed."""
-        parties = Counter((step.sequence.account_id, step.sequence.digest) for step in steps)
-        for (account_id, digest), tokens in parties.items():
-            self._waiting.charge(account_id, digest, ANSWER_TOKEN_COST * tokens)
+        parties = Counter((step.sequence.account_id, step.sequence.digest, step.sequence.weight) for step in steps)
+        for (account_id, digest, weight), tokens in parties.items():
+            self._waiting.charge(account_id, digest, ANSWER_TOKEN_COST * tokens, weight)
 
     def adapter_arrived(self, digest: str, now: float) -> list[Sequence]:
         """The adapter is on the device: those who wait with it, returned, wait for their turn only."""
@@ -211,16 +212,14 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Room for an account that runs nothing, taken from the one that runs most."""
-        if len(self._running) < 2 or not len(self._waiting):
-            return
-        running = Counter(sequence.account_id for sequence in self._running)
-        heaviest, most = running.most_common(1)[0]
-        if most < 2:
+        crowded = self._running.crowded() if len(self._waiting) else None
+        if crowded is None:
             return
         head = next(self._waiting.candidates(self._adapters.admissible), None)
-        if head is None or head.account_id in running or self._has_room(head, self._prefixes.find(head)):
+        if head is None or head.account_id in self._running.accounts:
             return
-        self._preempt(next(item for item in reversed(self._running) if item.account_id == heaviest))
+        if not self._has_room(head, self._prefixes.find(head)):
+            self._preempted(self._running.take_from(crowded))
 
     def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
         """Whether a row and the blocks beyond those `found` are free; alone, the blocks always are."""
@@ -231,18 +230,19 @@ class Scheduler:
         return not self.num_running or needed <= self._blocks.num_free
 
     def _decodes(self) -> list[Scheduled]:
-        steps = []
+        grown = []
         for sequence in list(self._running):
             if sequence.state is not State.DECODE:
                 continue
             while not self._blocks.grow(sequence.block_table, len(sequence.tokens)):
-                newest = self._running[-1]
-                self._preempt(newest)
-                if newest is sequence:
+                leaver = self._running.take_newest()
+                self._preempted(leaver)
+                if leaver is sequence:
                     break
             else:
-                steps.append(Scheduled(sequence, 1))
-        return steps
+                grown.append(sequence)
+        # One that had its block already may have given way to a later one.
+        return [Scheduled(sequence, 1) for sequence in grown if sequence.state is State.DECODE]
 
     def _admissions(self, budget: int, now: float) -> list[Scheduled]:
         steps: list[Scheduled] = []
@@ -265,7 +265,7 @@ class Scheduler:
         return steps
 
     def _start(self, sequence: Sequence, now: float) -> None:
-        self._waiting.remove(sequence)
+        self._waiting.start(sequence)
         sequence.slot = self._adapters.acquire(sequence.digest)
         sequence.state = State.PREFILL
         if sequence.admitted_at is None:
@@ -273,17 +273,13 @@ class Scheduler:
             sequence.cached_tokens = sequence.num_computed
             self._prefixes.started(sequence)
             computed = sequence.prompt_tokens - sequence.cached_tokens
-            self._waiting.charge(sequence.account_id, sequence.digest, PROMPT_TOKEN_COST * computed)
+            self._waiting.charge(sequence.account_id, sequence.digest, PROMPT_TOKEN_COST * computed, sequence.weight)
         if sequence.adapter_ready_at is None:
             sequence.adapter_ready_at = now
-        index = len(self._running)
-        while index > 0 and self._running[index - 1].number > sequence.number:
-            index -= 1
-        self._running.insert(index, sequence)
+        self._running.add(sequence)
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempted(self, sequence: Sequence) -> None:
         """Back to the queue with its tokens; what is not found in the cache is computed again when its turn comes."""
-        self._running.remove(sequence)
         self._give_back(sequence)
         sequence.num_computed = 0
         sequence.state = State.WAITING

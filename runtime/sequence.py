@@ -32,6 +32,8 @@ class Sequence:
     tokens: prompt and answer so far; the first num_computed of them have keys and values in the blocks.
     block_keys: what its full blocks are known by, from the first on, as far as anybody asked (`prefix_cache.py`).
     cached_tokens: of the prompt, found computed when it first started.
+    priority orders it among its account's own, lower first; weight is its account's share of the service.
+    seat: its age when somebody has to give way, num_yields: how often it has left in another's stead (`running.py`).
     Times are seconds of the engine's clock.
     """
 
@@ -46,12 +48,16 @@ class Sequence:
     prompt_tokens: int
     arrived_at: float
     deadline: float
+    priority: int = 0
+    weight: float = 1.0
     state: State = State.WAITING
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     block_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
     slot: int = BASE_SLOT
+    seat: int = field(init=False)
+    num_yields: int = 0
     admitted_at: float | None = None
     adapter_ready_at: float | None = None
     adapter_source: Tier | None = None
@@ -59,6 +65,9 @@ class Sequence:
     batch_rows: int = 0
     batch_adapters: int = 0
     batch_accounts: int = 0
+
+    def __post_init__(self) -> None:
+        self.seat = self.number
 
     @property
     def digest(self) -> str | None:

@@ -1,26 +1,18 @@
-"""The sequences that hold nothing on the device: one queue for each account and adapter, in the order of arrival.
+"""The sequences that hold nothing on the device, account by account.
 
-Accounts take turns by served tokens, and within an account its adapters do; so neither a busy account nor a busy
-adapter holds the others up. The queue is bounded. When it is full, an account that uses less of it than its heaviest
-user displaces that user's newest sequence, so that one account's flood is answered with refusals to that account.
+Accounts take turns by served tokens for their weight, so a busy account does not hold the others up; the order within
+an account is its own affair (`account_queue.py`). The queue is bounded. When it is full, an account that uses less of
+it, for its weight, than its heaviest user displaces that user's newest sequence, so that one account's flood is
+answered with refusals to that account.
 """
 
-import bisect
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
+from runtime.account_queue import AccountQueue, Digest
 from runtime.fairness import ServedTokens
 from runtime.protocol import AdapterRef
 from runtime.sequence import Sequence
-
-Digest = str | None
-
-
-@dataclass(eq=False, slots=True)
-class _Account:
-    queues: dict[Digest, list[Sequence]] = field(default_factory=dict)
-    size: int = 0
 
 
 class QueueFull(Exception):
@@ -28,11 +20,11 @@ class QueueFull(Exception):
 
 
 class WaitingQueue:
-    """Holds a sequence from `add` or `put_back` until `remove`."""
+    """Holds a sequence from `add` or `put_back` until `start` or `remove`."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[str, AccountQueue] = {}
         self._by_digest: dict[str, dict[int, Sequence]] = {}
         self._served_accounts: ServedTokens[str] = ServedTokens()
         self._served_adapters: ServedTokens[tuple[str, Digest]] = ServedTokens()
@@ -43,14 +35,13 @@ class WaitingQueue:
 
     def __iter__(self) -> Iterator[Sequence]:
         for account in self._accounts.values():
-            for queue in account.queues.values():
-                yield from queue
+            yield from account.sequences
 
     def add(self, sequence: Sequence) -> Sequence | None:
         """Queues a new sequence; returns the one that it displaced, if any. Raises QueueFull."""
         displaced = None
         if self._size >= self._max_waiting:
-            displaced = self._displaceable(sequence.account_id)
+            displaced = self._displaceable(sequence)
             if displaced is None:
                 raise QueueFull
             self.remove(displaced)
@@ -62,55 +53,41 @@ class WaitingQueue:
         account = self._accounts.get(sequence.account_id)
         if account is None:
             self._served_accounts.join(sequence.account_id, self._accounts)
-            account = self._accounts[sequence.account_id] = _Account()
-        queue = account.queues.get(sequence.digest)
-        if queue is None:
-            others = [(sequence.account_id, digest) for digest in account.queues]
+            account = self._accounts[sequence.account_id] = AccountQueue(sequence.weight)
+        if sequence.digest not in account:
+            others = [(sequence.account_id, digest) for digest in account.digests]
             self._served_adapters.join((sequence.account_id, sequence.digest), others)
-            queue = account.queues[sequence.digest] = []
-        bisect.insort(queue, sequence, key=lambda item: item.number)
-        account.size += 1
+        account.add(sequence)
         self._size += 1
         if sequence.digest is not None:
             self._by_digest.setdefault(sequence.digest, {})[sequence.number] = sequence
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it stands. Raises KeyError when it does not wait."""
-        account = self._accounts[sequence.account_id]
-        queue = account.queues[sequence.digest]
-        index = bisect.bisect_left(queue, sequence.number, key=lambda item: item.number)
-        if index == len(queue) or queue[index] is not sequence:
-            raise KeyError(sequence.number)
-        del queue[index]
-        account.size -= 1
-        self._size -= 1
-        if not queue:
-            del account.queues[sequence.digest]
-        if not account.queues:
-            del self._accounts[sequence.account_id]
-        if sequence.digest is not None:
-            same = self._by_digest[sequence.digest]
-            del same[sequence.number]
-            if not same:
-                del self._by_digest[sequence.digest]
+        self._accounts[sequence.account_id].remove(sequence)
+        self._removed(sequence)
 
-    def charge(self, account_id: str, digest: Digest, tokens: float) -> None:
-        """An account was served, with this adapter."""
-        self._served_accounts.charge(account_id, tokens)
+    def start(self, sequence: Sequence) -> None:
+        """Takes out a sequence whose turn has come. Raises KeyError when it does not wait."""
+        self._accounts[sequence.account_id].start(sequence)
+        self._removed(sequence)
+
+    def charge(self, account_id: str, digest: Digest, tokens: float, weight: float = 1.0) -> None:
+        """An account of this weight was served, with this adapter."""
+        self._served_accounts.charge(account_id, tokens / weight)
         self._served_adapters.charge((account_id, digest), tokens)
 
     def candidates(self, admissible: Callable[[Digest], bool]) -> Iterator[Sequence]:
-        """In turn, the sequences that may start. The caller removes and charges each before it asks for the next,
+        """In turn, the sequences that may start. The caller starts and charges each before it asks for the next,
         or stops asking."""
         turns = [self._turn(account_id) for account_id in self._accounts]
         heapq.heapify(turns)
         while turns:
             *_, account_id = heapq.heappop(turns)
-            account = self._accounts[account_id]
-            heads = [queue[0] for digest, queue in account.queues.items() if admissible(digest)]
-            if not heads:
+            head = self._accounts[account_id].next(admissible, self._served(account_id))
+            if head is None:
                 continue
-            yield min(heads, key=lambda head: (self._served_adapters[account_id, head.digest], head.number))
+            yield head
             if account_id in self._accounts:
                 heapq.heappush(turns, self._turn(account_id))
 
@@ -124,10 +101,8 @@ class WaitingQueue:
 
     def adapters_in_turn(self) -> list[AdapterRef]:
         """Adapters that somebody waits for, in the order in which they should come: account by account."""
-        turns = sorted(self._accounts, key=self._turn)
         columns = [
-            sorted((queue[0] for queue in self._accounts[account_id].queues.values()), key=lambda head: head.number)
-            for account_id in turns
+            self._accounts[account_id].adapters_in_turn() for account_id in sorted(self._accounts, key=self._turn)
         ]
         found: dict[str, AdapterRef] = {}
         for row in range(max(map(len, columns), default=0)):
@@ -137,15 +112,25 @@ class WaitingQueue:
                     found.setdefault(adapter.digest, adapter)
         return list(found.values())
 
-    def _turn(self, account_id: str) -> tuple[float, int, str]:
-        """Sorts accounts: least served first, among equals the one whose sequence arrived first."""
-        oldest = min(queue[0].number for queue in self._accounts[account_id].queues.values())
-        return self._served_accounts[account_id], oldest, account_id
+    def _removed(self, sequence: Sequence) -> None:
+        self._size -= 1
+        if not self._accounts[sequence.account_id].size:
+            del self._accounts[sequence.account_id]
+        if sequence.digest is not None:
+            same = self._by_digest[sequence.digest]
+            del same[sequence.number]
+            if not same:
+                del self._by_digest[sequence.digest]
 
-    def _displaceable(self, account_id: str) -> Sequence | None:
-        own = self._accounts[account_id].size if account_id in self._accounts else 0
-        heaviest = max(self._accounts.values(), key=lambda account: account.size)
-        if heaviest.size <= own + 1:
-            return None
-        fresh = (item for queue in heaviest.queues.values() for item in queue if item.admitted_at is None)
-        return max(fresh, key=lambda item: item.number, default=None)
+    def _turn(self, account_id: str) -> tuple[float, int, str]:
+        """Sorts accounts: least served for their weight first, then the one with the oldest seat."""
+        return self._served_accounts[account_id], self._accounts[account_id].oldest, account_id
+
+    def _served(self, account_id: str) -> Callable[[Digest], float]:
+        return lambda digest: self._served_adapters[account_id, digest]
+
+    def _displaceable(self, sequence: Sequence) -> Sequence | None:
+        own = self._accounts.get(sequence.account_id)
+        share = (1 if own is None else own.size + 1) / sequence.weight
+        heaviest = max(self._accounts.values(), key=lambda account: account.size / account.weight)
+        return heaviest.newest_fresh() if (heaviest.size - 1) / heaviest.weight >= share else None

@@ -46,9 +46,11 @@ def submit(
     seed: int | None = 7,
     stop: tuple[int, ...] = (),
     timeout_s: float = 1000.0,
+    priority: int = 0,
+    weight: float = 1.0,
 ) -> Submit:
     sampling = SamplingParams(max_tokens=max_tokens, seed=seed, stop_token_ids=stop)
-    return Submit(sequence_id, account, prompt, sampling, adapter, None, timeout_s)
+    return Submit(sequence_id, account, prompt, sampling, adapter, None, timeout_s, priority=priority, weight=weight)
 
 
 def next_token(tokens: list[int], adapter: str, seed: int) -> int:

@@ -85,6 +85,8 @@ class Rig:
             full = sequence.num_computed // blocks.block_tokens
             assert all(blocks._keys[block] is None for block in sequence.block_table[full:])
         live = list(engine._live.values())
+        assert [item.seat for item in running] == sorted({item.seat for item in running})
+        assert len({item.seat for item in live}) == len(live)
         assert set(running) | set(scheduler._waiting) == set(live)
         assert all(sequence.state is not State.FINISHED for sequence in live)
         assert all(not sequence.block_table and sequence.slot == -1 for sequence in scheduler._waiting)

@@ -7,6 +7,7 @@ out many times, and they assert that it did.
 import logging
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.runtime.world import ADAPTERS, World
 
 OWNERS, ACCOUNTS, CHOICES = (1, 2), "abc", (None, None, *ADAPTERS)
+PRIORITIES, WEIGHTS = (0, 0, 0, -100, -1, 1, 100), (1.0, 1.0, 1.0, 0.01, 3.0, 100.0)
 TIMEOUTS, SECONDS = (0.5, 5.0, 1e6, 1e6, 1e6), (0.01, 0.01, 0.3, 3.0)
 
 
@@ -38,11 +40,11 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 30),
         timeout_s=st.sampled_from(TIMEOUTS),
         common=st.integers(0, 40),
+        priority=st.sampled_from(PRIORITIES),
+        weight=st.sampled_from(WEIGHTS),
     )
-    def arrive(
-        self, owner: int, account: str, adapter: str | None, length: int, max_tokens: int, timeout_s: float, common: int
-    ) -> None:
-        self.world.arrive(owner, account, adapter, length, max_tokens, timeout_s, common)
+    def arrive(self, **request: Any) -> None:
+        self.world.arrive(**request)
 
     @rule(which=st.integers(0, 100))
     def abort(self, which: int) -> None:
@@ -104,6 +106,8 @@ def live(world: World, draw: random.Random, events: int) -> None:
                     draw.randint(1, 30),
                     draw.choice(TIMEOUTS),
                     draw.choice((0, 13, 28, 40)),
+                    draw.choice(PRIORITIES),
+                    draw.choice(WEIGHTS),
                 )
             case "load" if world.rig.loads.started:
                 world.load_arrives(draw.randint(0, 10))
@@ -133,11 +137,13 @@ def test_long_lives_in_which_everything_runs_out() -> None:
         stats = world.rig.engine.stats()
         seen += Counter(preemptions=stats.preemptions, evictions=stats.evictions, tokens=stats.generated_tokens)
         seen["cached"] += stats.prefix_hit_tokens
+        seen["yields"] += world.yields
         for key in set(world.requests) - world.gone:
             last = world.rig.last(key[1], key[0])
             seen[last.failure.kind if last.failure else "answered"] += 1
     least = {
         "preemptions": 50,
+        "yields": 20,
         "evictions": 50,
         "tokens": 5000,
         "cached": 500,

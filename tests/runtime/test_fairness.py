@@ -25,7 +25,7 @@ def serve(queue: WaitingQueue, tokens: float, turns: int) -> list[Sequence]:
     served = []
     for _ in range(turns):
         head = next(queue.candidates(lambda digest: True))
-        queue.remove(head)
+        queue.start(head)
         queue.charge(head.account_id, head.digest, tokens)
         served.append(head)
     return served
@@ -48,7 +48,7 @@ def test_an_account_with_short_answers_gets_more_turns() -> None:
     turns = {"long": 0, "short": 0}
     for _ in range(22):
         head = next(queue.candidates(lambda digest: True))
-        queue.remove(head)
+        queue.start(head)
         queue.charge(head.account_id, head.digest, 100 if head.account_id == "long" else 10)
         turns[head.account_id] += 1
     assert turns["short"] >= 8 * turns["long"]
@@ -98,7 +98,7 @@ def test_inadmissible_adapters_hold_nobody_up() -> None:
     queue.add(other)
     seen = []
     for item in queue.candidates(lambda digest: digest != "absent"):
-        queue.remove(item)
+        queue.start(item)
         queue.charge(item.account_id, item.digest, 1)
         seen.append(item)
     assert set(seen) == {behind, other}

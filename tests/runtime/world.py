@@ -27,9 +27,19 @@ class World:
         )
         self.requests: dict[tuple[int, int], Submit] = {}
         self.gone: set[tuple[int, int]] = set()
+        self.yields = 0
 
     def arrive(
-        self, owner: int, account: str, adapter: str | None, length: int, max_tokens: int, timeout_s: float, common: int
+        self,
+        owner: int,
+        account: str,
+        adapter: str | None,
+        length: int,
+        max_tokens: int,
+        timeout_s: float,
+        common: int,
+        priority: int,
+        weight: float,
     ) -> None:
         """The first `common` tokens of a prompt are those of everybody's prompts."""
         number = len(self.requests) + 1
@@ -41,6 +51,8 @@ class World:
             max_tokens=max_tokens,
             seed=number,
             timeout_s=timeout_s,
+            priority=priority,
+            weight=weight,
         )
         self.requests[owner, number] = request
         self.rig.submit(request, owner)
@@ -75,7 +87,10 @@ class World:
 
     def step(self, count: int, seconds: float) -> None:
         for _ in range(count):
+            waiting = {item.number: item.num_yields for item in self.rig.engine._live.values()}
             self.rig.step(seconds)
+            live = self.rig.engine._live.values()
+            self.yields += sum(item.num_yields - waiting.get(item.number, 0) for item in live)
 
     def a_step_fails(self) -> None:
         self.rig.runner.fail_next = RuntimeError("planted")
