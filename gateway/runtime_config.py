@@ -5,6 +5,7 @@ from pathlib import Path
 from gateway.catalog import ALIASES
 from gateway.data_dir import DataDir
 from gateway.demo import BASE_FOLDER
+from gateway.memory_budget import RuntimeMemory
 from gateway.settings import DEMO_MODEL, Settings
 from runtime.config import RuntimeConfig
 
@@ -22,7 +23,9 @@ def catalog_folders(settings: Settings) -> dict[str, Path | None]:
     return {DEMO_MODEL: None, **model_folders(settings)}
 
 
-def runtime_config(settings: Settings, model: str, folder: Path, socket_path: Path, token: str) -> RuntimeConfig:
+def runtime_config(
+    settings: Settings, model: str, folder: Path, memory: RuntimeMemory, socket_path: Path, token: str
+) -> RuntimeConfig:
     """Each runtime has a disk tier of its own, named by the model's place in the sorted list of models."""
     data_dir = DataDir(Path(settings.data_dir))
     index = sorted(model_folders(settings)).index(model)
@@ -33,7 +36,8 @@ def runtime_config(settings: Settings, model: str, folder: Path, socket_path: Pa
         device=runtime.device,
         dtype=runtime.dtype,
         threads=runtime.threads,
-        kv_bytes=runtime.kv_bytes,
+        kv_bytes=memory.kv_bytes,
+        card_memory=memory.card,
         block_tokens=runtime.block_tokens,
         adapter_rows=runtime.adapter_rows,
         max_running=runtime.max_running,
@@ -51,7 +55,7 @@ def runtime_config(settings: Settings, model: str, folder: Path, socket_path: Pa
         access_key_id=storage.access_key_id,
         secret_access_key=storage.secret_access_key,
         tier_dir=str(data_dir.tiers(index)),
-        tier_memory_bytes=settings.tiers.memory_bytes,
+        tier_memory_bytes=memory.tier_bytes,
         tier_disk_bytes=settings.tiers.disk_bytes,
         otlp_endpoint=settings.telemetry.otlp_endpoint,
         sample_ratio=settings.telemetry.sample_ratio,

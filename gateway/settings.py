@@ -9,7 +9,8 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +21,8 @@ DEMO_MODEL = "@cf/lorikeet/demo-lora"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Memory = Literal["auto"] | Share | Annotated[int, Meta(ge=1024**2)]
 
 
 class SettingsError(Exception):
@@ -56,9 +59,12 @@ class Storage(_Section, frozen=True):
 
 
 class Tiers(_Section, frozen=True):
-    """Byte budgets of the adapter tiers in front of the object store."""
+    """Byte budgets of the adapter tiers in front of the object store, for each runtime.
 
-    memory_bytes: Positive = 2 * 1024**3
+    `memory_bytes`, unless set: 2 GiB, or less on a small machine, where all together take an eighth of its memory.
+    """
+
+    memory_bytes: Positive | None = None
     disk_bytes: Positive = 20 * 1024**3
 
 
@@ -71,12 +77,19 @@ class Adapters(_Section, frozen=True):
 
 
 class Runtime(_Section, frozen=True):
-    """One runtime process per base. `adapter_rows` is the device pool in rank rows, shared by all resident adapters."""
+    """One runtime process per base. `adapter_rows` is the device pool in rank rows, shared by all resident adapters.
+
+    `memory`: the budget of each runtime, in bytes (a whole number) or as a share of the machine's or the card's memory
+    (0.5). What weights, adapter pool and working memory leave of it holds keys and values. "auto": all such runtimes
+    together take at most 0.7 of the machine (0.9 of the card), and none more than it can use. `kv_bytes`: exactly so
+    much for keys and values instead.
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    kv_bytes: Positive = 256 * 1024**2
+    memory: Memory = "auto"
+    kv_bytes: Positive | None = None
     block_tokens: Annotated[int, Meta(ge=1, le=256)] = 16
     adapter_rows: Annotated[int, Meta(ge=1, le=65536)] = 512
     max_running: Annotated[int, Meta(ge=1, le=1024)] = 64
@@ -87,9 +100,13 @@ class Runtime(_Section, frozen=True):
 
 
 class Model(_Section, frozen=True):
-    """A base of the catalogue that this deployment serves: the folder of its weights (Hugging Face layout)."""
+    """A base of the catalogue that this deployment serves: the folder of its weights (Hugging Face layout).
+
+    `memory`: as `runtime.memory`, for this base.
+    """
 
     path: str
+    memory: Memory | None = None
 
 
 class Logs(_Section, frozen=True):
@@ -216,6 +233,8 @@ def _wrong_entry(entries: dict[str, Any]) -> str:
 
 def _allowed(kind: Any) -> str:
     """In words: what a field of this type takes."""
+    if get_origin(kind) in (Union, UnionType):
+        return ", or ".join(_allowed(choice) for choice in get_args(kind) if choice is not NoneType)
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in get_args(kind))
     if get_origin(kind) is Annotated:

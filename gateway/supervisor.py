@@ -25,8 +25,11 @@ import msgspec
 
 from gateway.data_dir import DataDir
 from gateway.gateway_config import GatewayConfig
+from gateway.machine_memory import machine_bytes
+from gateway.memory_budget import MemoryExceeded, RuntimeMemory, plan_memory
 from gateway.runtime_config import runtime_config
 from gateway.settings import Settings, inherited_environ
+from runtime.errors import ModelInvalid
 from storage.lock_file import LockFile
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ MAX_RUN_DIR_BYTES = 80  # a Unix socket's path has 107 bytes at most
 
 
 class StartFailed(Exception):
-    """A child cannot start with these settings; its own message is already on standard error."""
+    """The deployment cannot start with these settings; a child's own message is already on standard error."""
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Stack:
     url: str
     gateway: Child
     runtimes: dict[str, Child]
+    memory: dict[str, RuntimeMemory]
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -82,6 +86,7 @@ async def run_stack(
     StartFailed, also later, out of the body, when a child that was restarted cannot start any more.
     """
     data_dir = DataDir(Path(settings.data_dir))
+    memory = await asyncio.to_thread(_planned_memory, settings, folders)
     with (
         _owned(data_dir),
         _run_dir(data_dir) as run_dir,
@@ -93,7 +98,7 @@ async def run_stack(
             model: Child(
                 name=f"runtime {model}",
                 argv=[sys.executable, "-m", "runtime"],
-                config=runtime_config(settings, model, folder, sockets[model], token).to_json(),
+                config=runtime_config(settings, model, folder, memory[model], sockets[model], token).to_json(),
             )
             for model, folder in folders.items()
         }
@@ -110,9 +115,20 @@ async def run_stack(
             pass_fds=(listener.fileno(),),
         )
         host, port = listener.getsockname()[:2]
-        stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes)
+        stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes, memory)
         async with _supervised(stack, data_dir, settings.server.drain_s, say):
             yield stack
+
+
+def _planned_memory(settings: Settings, folders: dict[str, Path]) -> dict[str, RuntimeMemory]:
+    """Raises StartFailed when the parts do not fit into the machine together, or a folder holds no weights."""
+    try:
+        memory = plan_memory(settings, folders, machine_bytes())
+    except (MemoryExceeded, ModelInvalid) as error:
+        raise StartFailed(str(error)) from error
+    for model, part in memory.items():
+        logger.info("memory of runtime %s: %s", model, part)
+    return memory
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One runtime: one base model on one device.
 
     model: catalogue name, for `ModelInfo`. model_folder: Hugging Face layout.
-    threads: of torch on a CPU, 0 for its default. kv_bytes: key/value cache. adapter_rows: device pool in rank rows.
+    threads: of torch on a CPU, 0 for its default. kv_bytes: key/value cache; 0, for a card only: what `card_memory`
+    (bytes, or a share of what is free on the card) leaves. adapter_rows: device pool in rank rows.
     step_tokens: new tokens per step, decode and prefill together. copy_bytes: adapter bytes written per step while
     sequences run, so that a load never holds up a step for long. prefix_cache: an account's sequences share the
     blocks of equal beginnings. starve_after_s: how long an adapter may find all rows referenced before rows are drained
@@ -35,7 +36,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    kv_bytes: Positive = 256 * 1024**2
+    kv_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024**2
+    card_memory: Annotated[float, Meta(gt=0, le=1)] | Positive = 0.9
     block_tokens: Annotated[int, Meta(ge=1, le=256)] = 16
     adapter_rows: Annotated[int, Meta(ge=1, le=65536)] = 512
     max_running: Annotated[int, Meta(ge=1, le=1024)] = 64
@@ -79,6 +81,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def check(self) -> "RuntimeConfig":
         """Returns itself; raises ConfigInvalid when values contradict each other."""
+        if self.kv_bytes == 0 and self.device == "cpu":
+            raise ConfigInvalid("kv_bytes = 0: only a card says by itself how much it has; give the bytes")
         if bool(self.socket_path) == bool(self.host):
             raise ConfigInvalid("give either socket_path or host, not both or neither")
         if self.host and not self.token:

@@ -29,6 +29,8 @@ from runtime.config import RuntimeConfig
 from runtime.engine import Engine, EngineLimits
 from runtime.errors import ConfigInvalid, EngineStopped, ModelInvalid, RuntimeFault
 from runtime.listen import bind
+from runtime.memory_plan import Limits, needs_of
+from runtime.model_size import ModelSize
 from runtime.protocol import EXIT_CONFIG, ModelInfo
 from runtime.service import RuntimeService
 from runtime.slots import SlotPool
@@ -99,7 +101,10 @@ def _leave(message: str, code: int) -> None:
 
 async def _run(config: RuntimeConfig) -> None:
     try:
-        from runtime.runner import TorchRunner  # torch takes a second to import: bad settings are told before
+        from runtime.runner import (
+            TorchRunner,
+            free_card_bytes,
+        )  # torch takes a second to import: bad settings are told before
     except ModuleNotFoundError as error:
         raise ConfigInvalid(
             f"{error.name} is not installed; a runtime needs: pip install 'lorikeet[runtime]'"
@@ -108,13 +113,14 @@ async def _run(config: RuntimeConfig) -> None:
     stop = asyncio.Event()
     _stop_on_signals(stop)
     max_slots = SlotPool(config.adapter_rows).max_slots
+    kv_bytes = config.kv_bytes or _kv_on_card(config, free_card_bytes(config.device))
     load = functools.partial(
         TorchRunner.load,
         Path(config.model_folder),
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
-        kv_bytes=config.kv_bytes,
+        kv_bytes=kv_bytes,
         block_tokens=config.block_tokens,
         adapter_rows=config.adapter_rows,
         max_slots=max_slots,
@@ -173,6 +179,19 @@ async def _run(config: RuntimeConfig) -> None:
             _leave(f"runtime: {error}", 1)
         finally:
             await asyncio.to_thread(shut_tracer)
+
+
+def _kv_on_card(config: RuntimeConfig, free: int) -> int:
+    """What the runtime's part of the card leaves for keys and values. Raises ConfigInvalid, ModelInvalid."""
+    part = config.card_memory
+    split = needs_of(
+        ModelSize.from_folder(Path(config.model_folder)),
+        Limits(
+            config.dtype, config.block_tokens, config.adapter_rows, config.max_running, config.step_tokens, on_card=True
+        ),
+    ).within(min(free, part) if isinstance(part, int) else int(free * part))
+    logger.info("memory of %s on the card: %s", config.model, split)
+    return split.kv
 
 
 async def _unless_stopped(loading: Coroutine[None, None, T], stop: asyncio.Event) -> T:

@@ -140,6 +140,11 @@ def _device_errors() -> Iterator[None]:
         raise DeviceLost(str(error)) from error
 
 
+def free_card_bytes(name: str) -> int:
+    """What is free on the card now. Raises ConfigInvalid."""
+    return torch.cuda.mem_get_info(_device(name))[0]
+
+
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigInvalid(f"dtype = {name!r}: allowed are {', '.join(DTYPES)}")

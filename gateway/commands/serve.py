@@ -24,9 +24,12 @@ from gateway.commands.options import (
 )
 from gateway.diagnostics import log_to_stderr
 from gateway.interruption import Interrupted, until_signalled, until_stdin_ends
+from gateway.machine_memory import machine_bytes
+from gateway.memory_budget import MemoryExceeded, plan_memory
 from gateway.runtime_config import model_folders, runtime_config
 from gateway.settings import DEMO_MODEL, Settings, inherited_environ
 from gateway.supervisor import Stack, StartFailed, run_stack
+from runtime.errors import ModelInvalid
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -118,7 +121,8 @@ def _starting(models: list[str], *, quiet: bool) -> "Status":
 def _announce(stack: Stack, models: list[str], token: tuple[str, str] | None, as_json: bool) -> None:
     processes = {child.name: child.process.pid for child in stack.children if child.process is not None}
     if as_json:
-        found = {"url": stack.url, "models": models, "processes": processes}
+        kv_bytes = {model: memory.kv_bytes for model, memory in stack.memory.items()}
+        found = {"url": stack.url, "models": models, "processes": processes, "kv_bytes": kv_bytes}
         print_json(found | ({"account": token[0], "token": token[1]} if token else {}))
         sys.stdout.flush()
         return
@@ -155,12 +159,16 @@ def runtime(
     folders = model_folders(settings)
     if model not in folders:
         raise CommandFailed(f"{model} is not configured; this deployment has {', '.join(sorted(folders))}", 2)
+    try:
+        memory = plan_memory(settings, {model: folders[model]}, machine_bytes())[model]
+    except (MemoryExceeded, ModelInvalid) as error:
+        raise CommandFailed(str(error), 78) from error
     if token_file is None:
         token = secrets.token_hex(32)
         print(f"token {token}", file=sys.stderr)
     else:
         token = token_file.read_text(encoding="utf-8").strip()
-    told = runtime_config(settings, model, folders[model], socket.resolve(), token)
+    told = runtime_config(settings, model, folders[model], memory, socket.resolve(), token)
     with subprocess.Popen([sys.executable, "-m", "runtime"], stdin=subprocess.PIPE, env=inherited_environ()) as process:
         assert process.stdin is not None
         process.stdin.write(told.to_json() + b"\n")

@@ -20,12 +20,16 @@ MODEL = "@cf/lorikeet/demo-lora"
 
 @dataclass
 class Deployment:
-    """A running `lorikeet serve`; `processes` are the pids of its children as they were at the start."""
+    """A running `lorikeet serve`; `processes` are the pids of its children as they were at the start.
+
+    kv_bytes: the key/value cache of each base's runtime.
+    """
 
     process: subprocess.Popen[str]
     data_dir: Path
     url: str
     processes: dict[str, int]
+    kv_bytes: dict[str, int]
 
     def cli(self, *arguments: str) -> Any:
         """Runs a command with --json beside the deployment; its JSON."""
@@ -105,7 +109,7 @@ def deploy(data_dir: Path, **environ: str) -> Iterator[Deployment]:
         line = process.stdout.readline()
         assert line, f"lorikeet serve ended with {process.wait(10)}"
         ready = json.loads(line)
-        yield Deployment(process, data_dir, ready["url"], ready["processes"])
+        yield Deployment(process, data_dir, ready["url"], ready["processes"], ready["kv_bytes"])
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
