@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from cachetools import TTLCache
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import AuthenticationFailed, BadInput, ObjectNotFound
@@ -20,6 +20,7 @@ from gateway.ids import new_id, new_secret, secret_digest
 from gateway.messages import Identity
 from gateway.names import checked_name, likeness
 from gateway.permissions import PERMISSIONS
+from runtime.protocol import MAX_WEIGHT, MIN_WEIGHT
 from storage import tables
 from storage.database import Database
 
@@ -30,11 +31,12 @@ MAX_TOKENS_PER_ACCOUNT: Final = 1000
 
 
 class Account(msgspec.Struct, frozen=True):
-    """A tenant. `created_at` is Unix seconds."""
+    """A tenant. `created_at` is Unix seconds; `weight` is its share of the service beside that of the others."""
 
     id: str
     name: str
     created_at: float
+    weight: float = 1.0
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -70,9 +72,9 @@ class Accounts:
         self._refused: TTLCache[bytes, None] = TTLCache(MAX_CACHED_TOKENS, REFUSED_CACHE_S, monotonic)
         self._generation = 0
 
-    async def create_account(self, name: str) -> Account:
-        """Raises BadInput for a bad or taken name."""
-        account = Account(new_id(), checked_name(name, "the account's name"), self._now())
+    async def create_account(self, name: str, weight: Any = 1.0) -> Account:
+        """Raises BadInput for a bad or taken name, or a weight out of range."""
+        account = Account(new_id(), checked_name(name, "the account's name"), self._now(), _checked_weight(weight))
         async with self._database.write() as connection:
             for other in await connection.scalars(select(tables.accounts.c.name)):
                 if likeness(other) == likeness(account.name):
@@ -94,6 +96,15 @@ class Accounts:
         if row is None:
             raise ObjectNotFound(f"there is no account {account_id!r}")
         return Account(**row)
+
+    async def set_weight(self, account_id: str, weight: Any) -> Account:
+        """Counts from the account's next request on. Raises ObjectNotFound, BadInput."""
+        change = update(tables.accounts).where(tables.accounts.c.id == account_id)
+        async with self._database.write() as connection:
+            await _require_account(connection, account_id)
+            await connection.execute(change.values(weight=_checked_weight(weight)))
+        self._forget(lambda known: known.identity.account_id == account_id)
+        return await self.get_account(account_id)
 
     async def delete_account(self, account_id: str) -> None:
         """Deletes an account and its tokens. Raises ObjectNotFound; BadInput while it still has finetunes.
@@ -172,13 +183,14 @@ class Accounts:
 
     async def _look_up(self, digest: bytes) -> _Known:
         generation = self._generation
-        query = select(tables.tokens).where(tables.tokens.c.digest == digest)
+        query = select(tables.tokens, tables.accounts.c.weight).join(tables.accounts)
+        query = query.where(tables.tokens.c.digest == digest)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).mappings().first()
         if row is None or row["status"] != "active":
             self._refused[digest] = None
             raise AuthenticationFailed
-        identity = Identity(row["account_id"], row["id"], frozenset(row["permissions"]))
+        identity = Identity(row["account_id"], row["id"], frozenset(row["permissions"]), row["weight"])
         known = _Known(identity, row["expires_at"])
         if generation == self._generation:
             self._known[digest] = known
@@ -188,6 +200,12 @@ class Accounts:
         self._generation += 1
         for digest in [digest for digest, known in self._known.items() if gone(known)]:
             self._known.pop(digest, None)
+
+
+def _checked_weight(weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise BadInput(f"weight must be a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}", param="weight")
+    return float(weight)
 
 
 async def _require_account(connection: AsyncConnection, account_id: str) -> None:

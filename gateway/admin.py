@@ -42,6 +42,7 @@ def admin_app(services: Services) -> Starlette:
         routes=[
             route("/accounts", "POST", _create_account),
             route("/accounts", "GET", _list_accounts),
+            route("/accounts/{account_id}", "PATCH", _set_weight),
             route("/accounts/{account_id}", "DELETE", _delete_account),
             route("/accounts/{account_id}/tokens", "POST", _create_token),
             route("/accounts/{account_id}/tokens", "GET", _list_tokens),
@@ -52,11 +53,16 @@ def admin_app(services: Services) -> Starlette:
 
 async def _create_account(request: Request, services: Services) -> Any:
     body = await read_object(request, MAX_BODY_BYTES)
-    return await services.accounts.create_account(body.get("name", ""))
+    return await services.accounts.create_account(body.get("name", ""), body.get("weight", 1.0))
 
 
 async def _list_accounts(request: Request, services: Services) -> Any:
     return await services.accounts.list_accounts()
+
+
+async def _set_weight(request: Request, services: Services) -> Any:
+    body = await read_object(request, MAX_BODY_BYTES)
+    return await services.accounts.set_weight(request.path_params["account_id"], body.get("weight"))
 
 
 async def _delete_account(request: Request, services: Services) -> Any:

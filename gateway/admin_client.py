@@ -1,7 +1,7 @@
 """Accounts and tokens for the command line, whether a gateway runs or not.
 
 Shape: while a gateway answers on its admin socket, every call goes through it; otherwise the database is opened here,
-exclusively, for the time of the command. Both ways are the same five verbs with the same failures, and the caller
+exclusively, for the time of the command. Both ways are the same verbs with the same failures, and the caller
 cannot tell them apart.
 """
 
@@ -36,8 +36,12 @@ class AdminRefused(Exception):
 class AdminClient(Protocol):
     """What the command line can do. Every method raises AdminRefused."""
 
-    async def create_account(self, name: str) -> Account:
+    async def create_account(self, name: str, weight: float = 1.0) -> Account:
         """A new account."""
+        ...
+
+    async def set_weight(self, account_id: str, weight: float) -> Account:
+        """The account's share of the service, from its next request on."""
         ...
 
     async def list_accounts(self) -> list[Account]:
@@ -126,9 +130,13 @@ class _Local:
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
-    async def create_account(self, name: str) -> Account:
+    async def create_account(self, name: str, weight: float = 1.0) -> Account:
         with _refusals():
-            return await self._accounts.create_account(name)
+            return await self._accounts.create_account(name, weight)
+
+    async def set_weight(self, account_id: str, weight: float) -> Account:
+        with _refusals():
+            return await self._accounts.set_weight(account_id, weight)
 
     async def list_accounts(self) -> list[Account]:
         with _refusals():
@@ -164,8 +172,11 @@ class _Remote:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
-    async def create_account(self, name: str) -> Account:
-        return await self._call("POST", "/accounts", Account, {"name": name})
+    async def create_account(self, name: str, weight: float = 1.0) -> Account:
+        return await self._call("POST", "/accounts", Account, {"name": name, "weight": weight})
+
+    async def set_weight(self, account_id: str, weight: float) -> Account:
+        return await self._call("PATCH", f"/accounts/{_segment(account_id)}", Account, {"weight": weight})
 
     async def list_accounts(self) -> list[Account]:
         return await self._call("GET", "/accounts", list[Account])

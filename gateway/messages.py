@@ -89,6 +89,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     """One inference. Exactly one of `prompt` and `messages` is set. `raw` skips the chat template.
 
     json_schema: the answer must be JSON that this schema (text) accepts. tools: with messages only.
+    priority: among the caller's own requests a lower one is served earlier.
     """
 
     dialect: Dialect
@@ -104,6 +105,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     json_schema: str | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
+    priority: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -150,11 +152,15 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who calls: made only by `accounts.Accounts.authenticate`, so holding one is proof of a valid token."""
+    """Who calls: made only by `accounts.Accounts.authenticate`, so holding one is proof of a valid token.
+
+    weight: the account's share of the service beside that of the others.
+    """
 
     account_id: str
     token_id: str
     permissions: frozenset[str]
+    weight: float = 1.0
 
 
 class ResolvedAdapter(msgspec.Struct, frozen=True):

@@ -144,6 +144,8 @@ class RuntimeClient:
         traceparent: str | None = None,
         timeout_s: float = 120.0,
         grammar: Grammar | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
     ) -> AsyncGenerator[SequenceOutput, None]:
         """Runs one sequence; yields its outputs, the last one with `finish_reason`. Raises RuntimeLost.
 
@@ -152,7 +154,18 @@ class RuntimeClient:
         """
         writer = self._connected()
         sequence_id = next(self._ids)
-        request = Submit(sequence_id, account_id, tuple(token_ids), sampling, adapter, traceparent, timeout_s, grammar)
+        request = Submit(
+            sequence_id=sequence_id,
+            account_id=account_id,
+            token_ids=tuple(token_ids),
+            sampling=sampling,
+            adapter=adapter,
+            traceparent=traceparent,
+            timeout_s=timeout_s,
+            grammar=grammar,
+            priority=priority,
+            weight=weight,
+        )
         frame = self._acceptable(request)
         if isinstance(frame, Failure):
             yield SequenceOutput(sequence_id=sequence_id, finish_reason="error", failure=frame)

@@ -37,6 +37,7 @@ accounts = Table(
     Column("id", String(32), primary_key=True),
     Column("name", String(128), nullable=False, unique=True),
     Column("created_at", Float, nullable=False),
+    Column("weight", Float, nullable=False, server_default="1"),  # share of the service
 )
 
 tokens = Table(

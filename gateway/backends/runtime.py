@@ -86,6 +86,8 @@ class RuntimeBackend:
             traceparent=request.traceparent,
             timeout_s=self._request_timeout_s,
             grammar=_grammar(request.request),
+            priority=request.request.priority,
+            weight=request.identity.weight,
         )
         scored = None if sampling.top_logprobs is None else ScoredTokens(self._texts)
         answer = AnswerText(self._tokenizer, request.request.sampling.stop, len(prompt), scored)

@@ -9,12 +9,16 @@ import typer
 
 from gateway.commands.options import AsJson, Config, DataDir, admin, print_json, print_rows, settings_of
 
+Weight = Annotated[
+    float, typer.Option(help="Share of the service beside the other accounts' when they compete; 0.01 to 100.")
+]
 app = typer.Typer(help="Accounts of this deployment (operator).", no_args_is_help=True)
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Unique name.")],
+    weight: Weight = 1.0,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -23,7 +27,7 @@ def create(
 
     async def work() -> None:
         async with admin(settings_of(config, data_dir), create=True) as client:
-            account = await client.create_account(name)
+            account = await client.create_account(name, weight)
         if as_json:
             print_json(msgspec.to_builtins(account))
         else:
@@ -42,8 +46,32 @@ def list_accounts(config: Config = None, data_dir: DataDir = None, as_json: AsJs
         if as_json:
             print_json(msgspec.to_builtins(accounts))
             return
-        rows = [(a.id, a.name, datetime.fromtimestamp(a.created_at, UTC).isoformat(" ", "seconds")) for a in accounts]
-        print_rows("accounts", ("id", "name", "created"), rows)
+        rows = [
+            (a.id, a.name, f"{a.weight:g}", datetime.fromtimestamp(a.created_at, UTC).isoformat(" ", "seconds"))
+            for a in accounts
+        ]
+        print_rows("accounts", ("id", "name", "weight", "created"), rows)
+
+    asyncio.run(work())
+
+
+@app.command("set")
+def set_account(
+    account_id: Annotated[str, typer.Argument(help="Account id.")],
+    weight: Weight,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change an account's share of the service; it counts from the account's next request on."""
+
+    async def work() -> None:
+        async with admin(settings_of(config, data_dir)) as client:
+            account = await client.set_weight(account_id, weight)
+        if as_json:
+            print_json(msgspec.to_builtins(account))
+        else:
+            print(f"account {account.name}: weight {account.weight:g}")
 
     asyncio.run(work())
 

@@ -75,6 +75,8 @@ class Body(msgspec.Struct):
     top_logprobs: Scalar = None
     min_p: Scalar = None
     ignore_eos: Scalar = None
+    priority: Scalar = None
+    service_tier: msgspec.Raw = msgspec.Raw(b"null")
     stop_token_ids: msgspec.Raw = msgspec.Raw(b"null")
     logit_bias: msgspec.Raw = msgspec.Raw(b"null")
     tools: msgspec.Raw = msgspec.Raw(b"null")
@@ -87,7 +89,7 @@ class Body(msgspec.Struct):
 
 _TEXT_SETTINGS: Final = frozenset({"lora", "raw", "stream", "ignore_eos"})
 _NUMBER_SETTINGS: Final = frozenset({
-    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed",
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "priority",
     "repetition_penalty", "frequency_penalty", "presence_penalty",
 })  # fmt: skip
 _decoder = msgspec.json.Decoder(Body)

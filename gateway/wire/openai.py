@@ -9,6 +9,7 @@ from gateway.errors import LorikeetError
 from gateway.messages import ChatRequest, Chunk, FinishReason, ScoredText, TokenLogprob, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
+from gateway.wire.priority_field import priority
 from gateway.wire.sampling_fields import sampling
 
 _encode = msgspec.json.Encoder().encode
@@ -42,6 +43,7 @@ def parse(body: bytes) -> ChatRequest:
         include_usage=chat_body.flag("stream_options.include_usage", usage),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
         sampling=chosen,
+        priority=priority(fields),
     )
 
 

@@ -27,6 +27,13 @@ _SETTINGS: Final[dict[str, Any]] = {
         "maxItems": 64,
         "description": "Token ids that end the answer.",
     },
+    "priority": {
+        "type": "integer",
+        "default": 0,
+        "minimum": -100,
+        "maximum": 100,
+        "description": "Among the account's own requests a lower one is served earlier.",
+    },
     "ignore_eos": {"type": "boolean", "default": False, "description": "The model's own end does not end the answer."},
 }
 _MESSAGE: Final[dict[str, Any]] = {

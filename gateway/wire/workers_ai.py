@@ -8,6 +8,7 @@ from gateway.errors import LorikeetError
 from gateway.messages import ChatRequest, Chunk, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
+from gateway.wire.priority_field import priority
 from gateway.wire.sampling_fields import sampling
 
 _encode = msgspec.json.Encoder().encode
@@ -38,6 +39,7 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
         stream=chat_body.flag("stream", fields.stream),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
         sampling=chosen,
+        priority=priority(fields),
     )
 
 

@@ -98,6 +98,18 @@ async def test_revoked_is_refused_at_once(accounts: Accounts) -> None:
         await accounts.revoke(token.id)
 
 
+async def test_a_weight_counts_from_the_next_request_on(accounts: Accounts) -> None:
+    account = await accounts.create_account("acme", 2.0)
+    _, secret = await accounts.create_token(account.id, "a", PERMISSIONS)
+    assert (await accounts.authenticate(secret)).weight == 2.0
+    assert (await accounts.set_weight(account.id, 5)).weight == 5.0
+    assert (await accounts.authenticate(secret)).weight == 5.0
+    for wrong in (0, -1.0, 101, float("nan"), True, "2", None):
+        with pytest.raises(BadInput, match="weight"):
+            await accounts.set_weight(account.id, wrong)
+    assert (await accounts.get_account(account.id)).weight == 5.0
+
+
 async def test_a_look_up_under_way_cannot_bring_a_revoked_token_back(accounts: Accounts) -> None:
     account = await accounts.create_account("acme")
     for steps in range(60):

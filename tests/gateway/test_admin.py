@@ -58,7 +58,16 @@ async def test_both_ways_do_the_same(tmp_path: Path, running: bool) -> None:
         assert await admin.list_tokens(account.id) == [token, everything]
         await admin.revoke_token(token.id)
         assert await admin.list_tokens(account.id) == [everything]
+        light = await admin.create_account("Light", 0.5)
+        assert (account.weight, light.weight) == (1.0, 0.5)
+        heavy = await admin.set_weight(light.id, 8)
+        assert heavy == (await admin.list_accounts())[1]
+        assert (heavy.id, heavy.weight) == (light.id, 8.0)
+        await admin.delete_account(light.id)
         for call, why in (
+            (admin.create_account("Odd", 0.0), "weight must be a number from 0.01 to 100"),
+            (admin.set_weight(account.id, float("1e9")), "weight must be"),
+            (admin.set_weight("none", 1.0), "no account"),
             (admin.create_account("acme ltd"), "exists already"),
             (admin.create_account(""), "1 to 128"),
             (admin.create_token(account.id, "x", ["root"]), "unknown permission"),

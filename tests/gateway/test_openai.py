@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -87,6 +87,7 @@ async def test_extra_fields_reach_us(stack: Stack, client: openai.AsyncOpenAI) -
         stop=["x", "y"],
         n=1,
         user="u",
+        service_tier="flex",
         logit_bias={"17": -100, "4": 3},
         extra_body={
             "top_k": 5,
@@ -94,6 +95,7 @@ async def test_extra_fields_reach_us(stack: Stack, client: openai.AsyncOpenAI) -
             "repetition_penalty": 1.1,
             "stop_token_ids": [9, 11],
             "ignore_eos": True,
+            "priority": -3,
             "options": {"rejectIfBusy": True},
         },
     )
@@ -105,7 +107,16 @@ async def test_extra_fields_reach_us(stack: Stack, client: openai.AsyncOpenAI) -
     assert asked.sampling.logit_bias == ((17, -100.0), (4, 3.0))
     assert (asked.sampling.min_p, asked.sampling.stop_token_ids, asked.sampling.ignore_eos) == (0.05, (9, 11), True)
     assert asked.sampling.seed == -5 & (2**63 - 1)
+    assert asked.priority == -3
     assert asked.reject_if_busy
+
+
+@pytest.mark.parametrize(("tier", "priority"), [("flex", 10), ("priority", -10), ("default", 0), ("auto", 0)])
+async def test_a_service_tier_is_a_priority(
+    stack: Stack, client: openai.AsyncOpenAI, tier: Literal["flex", "priority", "default", "auto"], priority: int
+) -> None:
+    await client.chat.completions.create(model=DEMO_MODEL, messages=HELLO, service_tier=tier)
+    assert stack.fake.requests[0].request.priority == priority
 
 
 async def test_lora_is_a_field_of_the_body(client: openai.AsyncOpenAI) -> None:

@@ -105,6 +105,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "frequency_penalty": [-2.1, 2.1],
     "presence_penalty": [-2.1, 2.1, [1]],
     "min_p": [-0.01, 1.01, "0.1", True],
+    "priority": [-101, 101, 0.5, "1", True, 2**70],
 }
 IN_RANGE: dict[str, list[Any]] = {
     "max_tokens": [1, 1000],
@@ -116,6 +117,8 @@ IN_RANGE: dict[str, list[Any]] = {
     "frequency_penalty": [-2, 2],
     "presence_penalty": [-2, 2],
     "min_p": [0, 1],
+    "priority": [-100, 0, 100, 5.0, None],
+    "service_tier": ["auto", "flex", "priority", "unheard of", 7, {"a": []}, None],
     "logit_bias": [{}, {"0": -100, "7": 100.0}, {str(n): -100 for n in range(300)}, None],
     "stop_token_ids": [[], [0], list(range(64)), None],
     "ignore_eos": [True, "true", False, None],

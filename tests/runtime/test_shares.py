@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST, ServedTokens
+from runtime.protocol import SamplingParams
+from runtime.sequence import Sequence
+from runtime.waiting import QueueFull, WaitingQueue
 from tests.runtime.fakes import ref, submit, tokens_of
 from tests.runtime.rig import Rig
 
@@ -108,6 +111,29 @@ def test_a_full_queue_is_shared_by_weight_too() -> None:
     refused = [key for key, said in rig.outputs.items() if said[-1].failure is not None]
     assert len(refused) == 12
     assert (1, 13) in refused  # the newest of the heavier one, displaced
+
+
+def sequences(count: int, first: int, account: str, weight: float) -> list[Sequence]:
+    numbers = range(first, first + count)
+    return [Sequence(n, 1, n, account, None, SamplingParams(), 0, [1], 1, 0.0, 9.0, weight=weight) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("own", "weight", "whose"),
+    [(0, 1.0, "light"), (2, 1.0, "light"), (3, 1.0, None), (3, 0.5, None), (3, 2.0, "light"), (1, 0.5, None)],
+)
+def test_who_is_displaced_is_decided_by_weight(own: int, weight: float, whose: str | None) -> None:
+    queue = WaitingQueue(12 + own)
+    *waiting, late = sequences(own + 1, 100, "newcomer", weight)
+    for item in (*sequences(8, 1, "heavy", 4.0), *sequences(4, 50, "light", 1.0), *waiting):
+        queue.add(item)
+    if whose is None:
+        with pytest.raises(QueueFull):
+            queue.add(late)
+    else:
+        displaced = queue.add(late)
+        assert displaced is not None
+        assert displaced.account_id == whose
 
 
 def test_room_is_made_by_the_account_that_runs_most_for_its_weight() -> None:

@@ -325,8 +325,8 @@ async def test_a_migration_that_fails_half_way_changes_nothing(
     await (await Database.open(path)).aclose()
     folder = tmp_path / "copy" / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", folder)
-    (folder / "versions" / "0002_breaks.py").write_text(
-        "from alembic import op\nrevision = '0002'\ndown_revision = '0001'\n"
+    (folder / "versions" / "9999_breaks.py").write_text(
+        "from alembic import op\nrevision = '9999'\ndown_revision = '0002'\n"
         "def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('nonsense')\n"
     )
     with monkeypatch.context() as patched:
@@ -337,6 +337,19 @@ async def test_a_migration_that_fails_half_way_changes_nothing(
     async with database.read() as connection:
         tables = await connection.scalars(text("SELECT name FROM sqlite_master WHERE name = 'half'"))
         assert list(tables) == []
+    await database.aclose()
+
+
+async def test_accounts_from_before_there_were_weights_get_equal_shares(path: Path) -> None:
+    await (await Database.open(path)).aclose()
+    with sqlite3.connect(path) as raw:
+        raw.execute("ALTER TABLE accounts DROP COLUMN weight")
+        raw.execute("UPDATE alembic_version SET version_num = '0001'")
+        raw.execute("INSERT INTO accounts (id, name, created_at) VALUES ('a', 'old', 1.0)")
+    raw.close()
+    database = await Database.open(path)
+    async with database.read() as connection:
+        assert list(await connection.scalars(text("SELECT weight FROM accounts"))) == [1.0]
     await database.aclose()
 
 

@@ -158,12 +158,14 @@ async def test_what_the_runtime_is_told(tmp_path: Path) -> None:
             request,
             adapter=ADAPTER,
             traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
-            request=msgspec.structs.replace(request.request, sampling=sampling),
+            request=msgspec.structs.replace(request.request, sampling=sampling, priority=-7),
+            identity=msgspec.structs.replace(request.identity, weight=2.5),
         )
         await answer(backend, request)
         submit = runtime.submitted[0]
         assert submit.token_ids == tuple(DEMO.encode_messages([Message("user", "hello")]))
         assert (submit.account_id, submit.traceparent) == ("a" * 32, request.traceparent)
+        assert (submit.priority, submit.weight) == (-7, 2.5)
         assert submit.adapter is not None
         assert (submit.adapter.digest, submit.adapter.object_key) == (ADAPTER.digest, ADAPTER.object_key)
         told = submit.sampling

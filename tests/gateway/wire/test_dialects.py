@@ -45,6 +45,7 @@ def checked(request: ChatRequest) -> None:
     assert sampling.top_logprobs is None or (0 <= sampling.top_logprobs <= 20 and request.dialect == "openai")
     assert all(0 <= token <= chat_body.MAX_WHOLE for token in sampling.stop_token_ids)
     assert request.lora is None or request.lora
+    assert -100 <= request.priority <= 100
 
 
 def outcome(parse: Callable[[], ChatRequest]) -> None:

@@ -1,0 +1,15 @@
+"""How urgent a request is among its account's own: `priority` as vLLM's users send it, else OpenAI's `service_tier`."""
+
+from typing import Final
+
+from gateway.wire.chat_body import Body, whole
+from runtime.protocol import MAX_PRIORITY
+
+# What the other tiers mean (auto, default, scale) is the account's standing, which is the operator's to decide.
+_TIERS: Final = {b'"priority"': -10, b'"flex"': 10}
+
+
+def priority(body: Body) -> int:
+    """Lower is served earlier; 0 unless said otherwise. Raises BadInput."""
+    given = whole("priority", body.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    return _TIERS.get(bytes(body.service_tier).strip(), 0) if given is None else given
