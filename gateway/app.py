@@ -29,7 +29,7 @@ from gateway.backends.base import Backend
 from gateway.backends.runtime import RuntimeBackend
 from gateway.body_budget import BodyBudget
 from gateway.catalog import Catalog, CatalogModel
-from gateway.data_dir import DataDir
+from gateway.data_dir import DataDir, object_folder
 from gateway.endpoints import finetunes, health, identity, logs, models, openai, run
 from gateway.errors import InvalidRequest, LorikeetError, RouteNotFound
 from gateway.finetunes import Finetunes
@@ -41,8 +41,10 @@ from gateway.middleware.request_id import SCOPE_KEY, RequestId
 from gateway.middleware.telemetry import Tracing
 from gateway.pipeline import Pipeline
 from gateway.routes import ApiRoute, PublicRoute
+from gateway.runtime_address import RuntimeAddress, remote_runtimes
+from gateway.runtime_match import RuntimeMatch
 from gateway.services import Services
-from gateway.settings import DEMO_MODEL, Settings, SettingsError, Storage
+from gateway.settings import DEMO_MODEL, Settings, SettingsError
 from gateway.telemetry import Telemetry
 from gateway.text.tokenizer import Tokenizer, TokenizerFault
 from gateway.wire.envelope import as_lorikeet_error, error_response
@@ -73,7 +75,7 @@ def build_app(
     runtime_token: str,
     backends: Mapping[str, Backend] | None = None,
 ) -> Starlette:
-    """The ASGI application. `runtime_sockets` maps catalogue names to where their runtimes listen.
+    """The ASGI application. `runtime_sockets` maps catalogue names to where the runtimes started here listen.
 
     Start-up raises SettingsError, StorageError or StorageUnavailable when a part cannot be opened.
     """
@@ -110,7 +112,7 @@ async def open_services(
         stack.push_async_callback(telemetry.aclose)
         database = await Database.open(data_dir.database)
         stack.push_async_callback(database.aclose)
-        objects = await _open_objects(settings.storage, data_dir)
+        objects = await _open_objects(settings)
         stack.push_async_callback(objects.aclose)
         finetunes = Finetunes(database, objects, catalog, settings.adapters, data_dir.spool)
         await finetunes.sweep()
@@ -133,9 +135,10 @@ async def open_services(
         )
 
 
-async def _open_objects(storage: Storage, data_dir: DataDir) -> ObjectStore:
+async def _open_objects(settings: Settings) -> ObjectStore:
+    storage = settings.storage
     if storage.objects == "local":
-        return LocalObjects(data_dir.objects)
+        return LocalObjects(object_folder(settings))
     return await S3Objects.open(
         bucket=storage.bucket,
         endpoint=storage.endpoint,
@@ -149,17 +152,23 @@ async def _open_runtimes(
     stack: AsyncExitStack, settings: Settings, catalog: Catalog, sockets: Mapping[str, Path], token: str
 ) -> dict[str, Backend]:
     """A client per runtime, connecting in the background: the gateway starts without waiting for any of them."""
-    gateway_id = new_id()
+    gateway_id, remote = new_id(), remote_runtimes(settings)
     backends: dict[str, Backend] = {}
-    for name, socket_path in sockets.items():
+    for name in (*sockets, *remote):
         model = catalog.get(name)
         tokenizer = await asyncio.to_thread(_load_tokenizer, model)
+        here = name in sockets
+        address = RuntimeAddress(str(sockets[name])) if here else remote[name].address
         client = await stack.enter_async_context(
             RuntimeClient(
-                socket_path=socket_path,
-                token=token,
+                socket_path=address.socket_path or None,
+                host=address.host or None,
+                port=address.port or None,
+                token=token if here else remote[name].token,
                 gateway_id=gateway_id,
-                on_hung=functools.partial(_replace_hung, model.name),
+                # Another's runtime is not ours to kill, not even on this machine: other gateways may be served by it.
+                on_hung=functools.partial(_replace_hung, model.name) if here else None,
+                check=RuntimeMatch(model),
             )
         )
         backends[model.name] = RuntimeBackend(

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from gateway.commands import accounts, adapters, demo, logs, serve, tokens
+from gateway.commands import accounts, adapters, demo, logs, runtime, serve, tokens
 from gateway.commands.options import CommandFailed
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("serve")(serve.serve)
-app.command("runtime")(serve.runtime)
+app.command("runtime")(runtime.runtime)
 app.command("demo")(demo.demo)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(tokens.app, name="tokens")

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.settings import Settings
+
 
 class DataDir(NamedTuple):
     """The folder is private (0700): it holds prompts, answers and adapters."""
@@ -16,7 +18,7 @@ class DataDir(NamedTuple):
 
     @property
     def objects(self) -> Path:
-        """The object store when `storage.objects` is "local"."""
+        """The object store when `storage.objects` is "local" and `storage.path` says nothing else."""
         return self.root / "objects"
 
     @property
@@ -47,3 +49,9 @@ class DataDir(NamedTuple):
     def tiers(self, index: int) -> Path:
         """The disk tier of one runtime."""
         return self.root / "tiers" / str(index)
+
+
+def object_folder(settings: Settings) -> Path:
+    """Where objects lie when `storage.objects` is "local"."""
+    chosen = settings.storage.path
+    return Path(chosen).expanduser().resolve() if chosen else DataDir(Path(settings.data_dir)).objects

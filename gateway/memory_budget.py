@@ -24,6 +24,8 @@ AUTO_SHARE: Final = 0.7
 AUTO_CARD_SHARE: Final = 0.9
 LARGEST_AUTO_TIER: Final = 2 * 1024**3
 SMALLEST_AUTO_TIER: Final = 64 * 1024**2
+_BODIES: Final = "request bodies"
+_LOG: Final = "log buffer"
 
 
 class MemoryExceeded(Exception):
@@ -45,8 +47,14 @@ class RuntimeMemory:
         return f"{self.host}{card}; adapters in memory {in_words(self.tier_bytes)}"
 
 
-def plan_memory(settings: Settings, folders: Mapping[str, Path], machine: int) -> dict[str, RuntimeMemory]:
-    """What each runtime gets. Raises MemoryExceeded, and ModelInvalid for a folder without readable weights."""
+def plan_memory(
+    settings: Settings, folders: Mapping[str, Path], machine: int, *, with_gateway: bool = True
+) -> dict[str, RuntimeMemory]:
+    """What each runtime of this machine gets; without the gateway's parts when that is elsewhere.
+
+    Raises MemoryExceeded, and ModelInvalid for a folder without readable weights.
+    """
+    gateway = _gateway_parts(settings) if with_gateway else {}
     fair_tier = min(LARGEST_AUTO_TIER, machine // 8 // max(1, len(folders)))
     tier = settings.tiers.memory_bytes or max(SMALLEST_AUTO_TIER, fair_tier)
     if settings.runtime.device == "cuda":
@@ -54,10 +62,10 @@ def plan_memory(settings: Settings, folders: Mapping[str, Path], machine: int) -
         host = Split(0, 0, CUDA_PROCESS_BYTES, 0)
         runtimes = {model: RuntimeMemory(host, settings.runtime.kv_bytes or 0, tier, cards[model]) for model in folders}
     else:
-        room = int(AUTO_SHARE * machine) - _gateway(settings) - tier * len(folders)
+        room = int(AUTO_SHARE * machine) - sum(gateway.values()) - tier * len(folders)
         splits = _splits(settings, folders, room, machine)
         runtimes = {model: RuntimeMemory(split, split.kv, tier, AUTO_CARD_SHARE) for model, split in splits.items()}
-    _check_sum(settings, runtimes, machine)
+    _check_sum(settings, gateway, runtimes, machine)
     return runtimes
 
 
@@ -101,21 +109,20 @@ def _cards(settings: Settings, folders: Mapping[str, Path]) -> dict[str, float]:
     return {model: left / autos if part == "auto" else part for model, part in asked.items()}
 
 
-def _check_sum(settings: Settings, runtimes: Mapping[str, RuntimeMemory], machine: int) -> None:
+def _check_sum(
+    settings: Settings, gateway: Mapping[str, int], runtimes: Mapping[str, RuntimeMemory], machine: int
+) -> None:
     """Raises MemoryExceeded with one sentence: every part, and the setting whose lowering helps most."""
-    server, logs = settings.server, settings.logs
-    total = _gateway(settings) + sum(runtime.host.total + runtime.tier_bytes for runtime in runtimes.values())
+    total = sum(gateway.values()) + sum(runtime.host.total + runtime.tier_bytes for runtime in runtimes.values())
     if total <= machine:
         return
     parts = [
-        f"gateway {in_words(GATEWAY_BYTES)}",
-        f"request bodies {in_words(server.body_buffer_bytes)}",
-        f"log buffer {in_words(logs.buffer_bytes)}",
+        *(f"{name} {in_words(size)}" for name, size in gateway.items()),
         *(f"runtime {model} {in_words(one.host.total + one.tier_bytes)} ({one})" for model, one in runtimes.items()),
     ]
     lowerable = {
-        "server.body_buffer_bytes": server.body_buffer_bytes,
-        "logs.buffer_bytes": logs.buffer_bytes,
+        "server.body_buffer_bytes": gateway.get(_BODIES, 0),
+        "logs.buffer_bytes": gateway.get(_LOG, 0),
         "tiers.memory_bytes": sum(one.tier_bytes for one in runtimes.values()),
         _kv_setting(settings): sum(one.host.kv for one in runtimes.values()),
         "runtime.adapter_rows": sum(one.host.adapters for one in runtimes.values()),
@@ -134,8 +141,10 @@ def _kv_setting(settings: Settings) -> str:
     return "runtime.memory" if settings.runtime.kv_bytes is None else "runtime.kv_bytes"
 
 
-def _gateway(settings: Settings) -> int:
-    return GATEWAY_BYTES + settings.server.body_buffer_bytes + settings.logs.buffer_bytes
+def _gateway_parts(settings: Settings) -> dict[str, int]:
+    return {
+        "gateway": GATEWAY_BYTES, _BODIES: settings.server.body_buffer_bytes, _LOG: settings.logs.buffer_bytes,
+    }  # fmt: skip
 
 
 def _memory_of(settings: Settings, model: str) -> Memory:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from gateway.catalog import ALIASES
-from gateway.data_dir import DataDir
+from gateway.data_dir import DataDir, object_folder
 from gateway.demo import BASE_FOLDER
 from gateway.memory_budget import RuntimeMemory
+from gateway.runtime_address import RuntimeAddress, remote_runtimes
 from gateway.settings import DEMO_MODEL, Settings
 from runtime.config import RuntimeConfig
 
@@ -18,13 +19,19 @@ def model_folders(settings: Settings) -> dict[str, Path]:
     return folders
 
 
+def local_folders(settings: Settings) -> dict[str, Path]:
+    """The bases whose runtimes are started here."""
+    elsewhere = remote_runtimes(settings)
+    return {model: folder for model, folder in model_folders(settings).items() if model not in elsewhere}
+
+
 def catalog_folders(settings: Settings) -> dict[str, Path | None]:
     """What the catalogue is made from: the bases to serve, and None for a demo base that is switched off."""
     return {DEMO_MODEL: None, **model_folders(settings)}
 
 
 def runtime_config(
-    settings: Settings, model: str, folder: Path, memory: RuntimeMemory, socket_path: Path, token: str
+    settings: Settings, model: str, folder: Path, memory: RuntimeMemory, address: RuntimeAddress, token: str
 ) -> RuntimeConfig:
     """Each runtime has a disk tier of its own, named by the model's place in the sorted list of models."""
     data_dir = DataDir(Path(settings.data_dir))
@@ -44,11 +51,13 @@ def runtime_config(
         max_waiting=runtime.max_waiting,
         step_tokens=runtime.step_tokens,
         prefix_cache=runtime.prefix_cache,
-        socket_path=str(socket_path),
+        socket_path=address.socket_path,
+        host=address.host,
+        port=address.port,
         token=token,
         drain_s=settings.server.drain_s,
         objects=storage.objects,
-        objects_root=str(data_dir.objects),
+        objects_root=str(object_folder(settings)),
         bucket=storage.bucket,
         endpoint=storage.endpoint,
         region=storage.region,

@@ -48,9 +48,13 @@ class Server(_Section, frozen=True):
 
 
 class Storage(_Section, frozen=True):
-    """Where objects live. `s3` works with any S3 API; Cloudflare R2 is an endpoint with region = "auto"."""
+    """Where objects live. `s3` works with any S3 API; Cloudflare R2 is an endpoint with region = "auto".
+
+    `path`: the folder of local objects, for gateways and runtimes that share one; default: in the data folder.
+    """
 
     objects: Literal["local", "s3"] = "local"
+    path: str = ""
     bucket: str = ""
     endpoint: str = ""
     region: str = "auto"
@@ -82,7 +86,7 @@ class Runtime(_Section, frozen=True):
     `memory`: the budget of each runtime, in bytes (a whole number) or as a share of the machine's or the card's memory
     (0.5). What weights, adapter pool and working memory leave of it holds keys and values. "auto": all such runtimes
     together take at most 0.7 of the machine (0.9 of the card), and none more than it can use. `kv_bytes`: exactly so
-    much for keys and values instead.
+    much for keys and values instead. `token`: the secret between gateways and runtimes of models with an `address`.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -96,16 +100,21 @@ class Runtime(_Section, frozen=True):
     max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 256
     step_tokens: Annotated[int, Meta(ge=16, le=65536)] = 1024
     prefix_cache: bool = True
+    token: str = ""
     restart_wait_s: Seconds = 10.0
 
 
 class Model(_Section, frozen=True):
     """A base of the catalogue that this deployment serves: the folder of its weights (Hugging Face layout).
 
-    `memory`: as `runtime.memory`, for this base.
+    `address`, "unix:/run/base.sock" or "tcp://host:port": its runtime is not started here; `lorikeet runtime` serves it
+    there, also to other gateways, and only the files beside the weights are needed here. `memory`, `token`: as
+    `runtime.memory` and `runtime.token`, for this base.
     """
 
     path: str
+    address: str = ""
+    token: str = ""
     memory: Memory | None = None
 
 

@@ -27,6 +27,7 @@ from gateway.data_dir import DataDir
 from gateway.gateway_config import GatewayConfig
 from gateway.machine_memory import machine_bytes
 from gateway.memory_budget import MemoryExceeded, RuntimeMemory, plan_memory
+from gateway.runtime_address import RuntimeAddress
 from gateway.runtime_config import runtime_config
 from gateway.settings import Settings, inherited_environ
 from runtime.errors import ModelInvalid
@@ -82,8 +83,9 @@ async def run_stack(
 ) -> AsyncIterator[Stack]:
     """Starts everything, yields when all are ready, and leaves nothing running.
 
-    `folders` maps a catalogue name to the folder of its weights; `say` is told how the children get on. Raises
-    StartFailed, also later, out of the body, when a child that was restarted cannot start any more.
+    `folders` maps the catalogue name of each base whose runtime is started here to its folder; `say` is told how the
+    children get on. Raises StartFailed, also later, out of the body, when a child that was restarted cannot start any
+    more.
     """
     data_dir = DataDir(Path(settings.data_dir))
     memory = await asyncio.to_thread(_planned_memory, settings, folders)
@@ -98,7 +100,9 @@ async def run_stack(
             model: Child(
                 name=f"runtime {model}",
                 argv=[sys.executable, "-m", "runtime"],
-                config=runtime_config(settings, model, folder, memory[model], sockets[model], token).to_json(),
+                config=runtime_config(
+                    settings, model, folder, memory[model], RuntimeAddress(str(sockets[model])), token
+                ).to_json(),
             )
             for model, folder in folders.items()
         }

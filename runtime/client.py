@@ -67,6 +67,7 @@ class RuntimeClient:
     socket_path, or host and port, name the runtime; `token` is the deployment's shared secret. `on_hung` is called
     (in the event loop, with the runtime's pid) when `max_missed_pongs` pings in a row went unanswered; the connection
     is dropped then. The default is three, or ten for a model on a CPU, where one step may honestly take seconds.
+    `check` looks at what a runtime says of its model; the words that it returns are why it is not used.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RuntimeClient:
         connect_timeout_s: float = 5.0,
         max_streams: int = 4096,
         on_hung: Callable[[int], None] | None = None,
+        check: Callable[[ModelInfo], str | None] | None = None,
     ) -> None:
         if (socket_path is None) == (host is None):
             raise ValueError("give either socket_path or host")
@@ -89,6 +91,8 @@ class RuntimeClient:
         self._token, self._gateway_id = token, gateway_id
         self._ping_interval_s, self._max_missed = ping_interval_s, max_missed_pongs
         self._connect_timeout_s, self._max_streams, self._on_hung = connect_timeout_s, max_streams, on_hung
+        self._check = check
+        self._refused = ""
         self._ids = itertools.count(1)
         self._streams: dict[int, Stream] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -268,12 +272,24 @@ class RuntimeClient:
 
     def _greeted(self, frame: ServerFrame | None) -> None:
         if isinstance(frame, Refused):
-            logger.error("runtime refused this gateway: %s", frame.reason)
-            raise RuntimeLost(f"the runtime refused this gateway: {frame.reason}")
+            raise self._unusable(f"the runtime refused this gateway: {frame.reason}")
         if not isinstance(frame, Welcome):
             raise RuntimeLost("the runtime closed the connection before it answered")
+        if frame.version != PROTOCOL_VERSION:
+            raise self._unusable(f"the runtime speaks protocol version {frame.version}, not {PROTOCOL_VERSION}")
+        wrong = None if self._check is None else self._check(frame.model)
+        if wrong is not None:
+            raise self._unusable(f"the wrong runtime answers: {wrong}")
+        self._refused = ""
         self.model, self.pid, self._unanswered = frame.model, frame.pid, 0
         self._ready.set()
+
+    def _unusable(self, problem: str) -> RuntimeLost:
+        """Waiting does not mend it: the operator is told, once and not at every attempt."""
+        if problem != self._refused:
+            self._refused = problem
+            logger.error("%s: %s", self._socket_path or f"{self._host}:{self._port}", problem)
+        return RuntimeLost(problem)
 
     async def _ping(self, writer: asyncio.StreamWriter) -> None:
         clock = asyncio.get_running_loop().time

@@ -136,6 +136,7 @@ async def _run(config: RuntimeConfig) -> None:
         max_sequence_tokens=runner.max_sequence_tokens,
         max_rank=config.adapter_rows,
         eos_token_ids=runner.eos_token_ids,
+        geometry=runner.geometry,
     )
     limits = EngineLimits(
         num_blocks=runner.num_blocks,

@@ -11,11 +11,14 @@ from typing import Final, Literal
 
 import msgspec
 
+from storage.geometry import Geometry
+
 PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_LOGIT_BIASES: Final = 300
 MAX_STOP_TOKENS: Final = 256
 MAX_TOP_LOGPROBS: Final = 20
+MAX_GRAMMAR_BYTES: Final = 256 * 1024
 MAX_PRIORITY: Final = 100  # either way
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 100.0
@@ -60,7 +63,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What an answer must look like. json_schema: `source` is a JSON schema; lark: a grammar in llguidance's Lark."""
+    """What an answer must look like. json_schema: `source` is a JSON schema; lark: a grammar in llguidance's Lark.
+
+    `source` has at most MAX_GRAMMAR_BYTES. A complete answer ends with "stop", `ignore_eos` or not.
+    """
 
     kind: Literal["json_schema", "lark"]
     source: str
@@ -137,7 +143,9 @@ ClientFrame = Hello | Submit | Abort | Prefetch | Forget | Ping
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What this runtime serves. `max_sequence_tokens` bounds prompt plus answer."""
+    """What this runtime serves. `max_sequence_tokens` bounds prompt plus answer. `geometry`: to compare with the
+    gateway's own copy of the base.
+    """
 
     name: str
     dtype: str
@@ -147,6 +155,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     max_sequence_tokens: int
     max_rank: int
     eos_token_ids: tuple[int, ...]
+    geometry: Geometry | None = None
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):

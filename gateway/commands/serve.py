@@ -1,13 +1,10 @@
-"""`lorikeet serve`: gateway and runtimes until a signal; `lorikeet runtime`: one runtime alone."""
+"""`lorikeet serve`: the gateway and its runtimes until a signal."""
 
 import asyncio
 import contextlib
 import logging
-import secrets
-import subprocess
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -24,12 +21,10 @@ from gateway.commands.options import (
 )
 from gateway.diagnostics import log_to_stderr
 from gateway.interruption import Interrupted, until_signalled, until_stdin_ends
-from gateway.machine_memory import machine_bytes
-from gateway.memory_budget import MemoryExceeded, plan_memory
-from gateway.runtime_config import model_folders, runtime_config
-from gateway.settings import DEMO_MODEL, Settings, inherited_environ
+from gateway.runtime_address import remote_runtimes
+from gateway.runtime_config import local_folders, model_folders
+from gateway.settings import DEMO_MODEL, Settings, SettingsError
 from gateway.supervisor import Stack, StartFailed, run_stack
-from runtime.errors import ModelInvalid
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -47,7 +42,7 @@ def serve(
     as_json: AsJson = False,
     follow_stdin: Annotated[bool, typer.Option("--follow-stdin", hidden=True, help="Stop when stdin ends.")] = False,
 ) -> None:
-    """Serve the gateway and one runtime per configured base. Stop with Ctrl-C or SIGTERM."""
+    """Serve the gateway and one runtime per configured base without an address. Stop with Ctrl-C or SIGTERM."""
     log_to_stderr(logging.WARNING if as_json else logging.INFO)
     settings = _override(settings_of(config, data_dir), host, port)
     folders = model_folders(settings)
@@ -56,7 +51,11 @@ def serve(
     for model, folder in folders.items():
         if not folder.is_dir():
             raise CommandFailed(f'[models."{model}"] path = {str(folder)!r}: no such folder', 78)
-    work = _serve(settings, folders, dev, as_json)
+    try:
+        remote_runtimes(settings)
+    except SettingsError as error:
+        raise CommandFailed(f"settings: {error}", 78) from error
+    work = _serve(settings, dev, as_json)
     try:
         asyncio.run(until_signalled(_with_parent(work) if follow_stdin else work))
     except* StartFailed as failures:
@@ -86,12 +85,13 @@ def _override(settings: Settings, host: str | None, port: int | None) -> Setting
     return msgspec.structs.replace(settings, server=server)
 
 
-async def _serve(settings: Settings, folders: dict[str, Path], dev: bool, as_json: bool) -> None:
-    with _starting(sorted(folders), quiet=as_json) as status:
+async def _serve(settings: Settings, dev: bool, as_json: bool) -> None:
+    folders = local_folders(settings)
+    with _starting(sorted(folders) or ["the gateway"], quiet=as_json) as status:
         async with run_stack(settings, folders, status.update) as stack:
             token = await _development_token(settings) if dev else None
             status.stop()
-            _announce(stack, sorted(folders), token, as_json)
+            _announce(stack, sorted(model_folders(settings)), token, as_json)
             try:
                 await asyncio.Event().wait()  # for ever: a signal cancels it
             finally:
@@ -143,38 +143,3 @@ def _curls(url: str, account: str, token: str) -> str:
         f'curl -N {root}/run/{DEMO_MODEL} {auth} -d \'{{"prompt": "{question}", "stream": true}}\'\n\n'
         f"curl {root}/v1/chat/completions {auth} -d '{chat}'\n"
     )
-
-
-def runtime(
-    model: Annotated[str, typer.Argument(help="Catalogue name of a configured base.")] = DEMO_MODEL,
-    socket: Annotated[Path, typer.Option("--socket", help="Unix socket to listen on.")] = Path("runtime.sock"),
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with the secret that a gateway must show.")
-    ] = None,
-    config: Config = None,
-    data_dir: DataDir = None,
-) -> None:
-    """Run one runtime alone, on a Unix socket. Without --token-file a new secret is printed."""
-    settings = settings_of(config, data_dir)
-    folders = model_folders(settings)
-    if model not in folders:
-        raise CommandFailed(f"{model} is not configured; this deployment has {', '.join(sorted(folders))}", 2)
-    try:
-        memory = plan_memory(settings, {model: folders[model]}, machine_bytes())[model]
-    except (MemoryExceeded, ModelInvalid) as error:
-        raise CommandFailed(str(error), 78) from error
-    if token_file is None:
-        token = secrets.token_hex(32)
-        print(f"token {token}", file=sys.stderr)
-    else:
-        token = token_file.read_text(encoding="utf-8").strip()
-    told = runtime_config(settings, model, folders[model], memory, socket.resolve(), token)
-    with subprocess.Popen([sys.executable, "-m", "runtime"], stdin=subprocess.PIPE, env=inherited_environ()) as process:
-        assert process.stdin is not None
-        process.stdin.write(told.to_json() + b"\n")
-        process.stdin.flush()
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            code = process.wait()  # the terminal's Ctrl-C reached it too
-    raise typer.Exit(code)

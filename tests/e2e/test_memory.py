@@ -23,10 +23,15 @@ def _refused(*command: str, **environ: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "runtime"])
-def test_more_than_the_machine_has_is_refused_before_anything_is_loaded(tmp_path: Path, command: str) -> None:
-    told = _refused(command, "--data-dir", str(tmp_path / "data"), LORIKEET_TIERS__MEMORY_BYTES=str(1024**5))
-    for part in ("gateway", "request bodies", "log buffer", f"runtime {MODEL}", "keys and values", "1048576.0 GiB"):
+@pytest.mark.parametrize(
+    ("command", "gateway"),
+    [(["serve"], ["gateway", "request bodies", "log buffer"]), (["runtime", "--listen", "unix:/tmp/none.sock"], [])],
+)
+def test_more_than_the_machine_has_is_refused_before_anything_is_loaded(
+    tmp_path: Path, command: list[str], gateway: list[str]
+) -> None:
+    told = _refused(*command, "--data-dir", str(tmp_path / "data"), LORIKEET_TIERS__MEMORY_BYTES=str(1024**5))
+    for part in (*gateway, f"runtime {MODEL}", "keys and values", "1048576.0 GiB"):
         assert part in told
     assert told.rstrip().endswith("lower tiers.memory_bytes")
     assert not (tmp_path / "data").exists()
