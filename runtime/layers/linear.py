@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.linear import LinearWeight
 from runtime.layers.lora import LoraPlan
 
 
@@ -11,7 +12,7 @@ from runtime.layers.lora import LoraPlan
 class LoraLinear:
     """weight [out, in] and bias [out], fused over the group's modules. `group` indexes `AdapterPool.groups`."""
 
-    weight: torch.Tensor
+    weight: LinearWeight
     layer: int
     group: int
     num_slices: int
@@ -19,7 +20,7 @@ class LoraLinear:
 
     def __call__(self, x: torch.Tensor, lora: LoraPlan | None) -> torch.Tensor:
         """[tokens, in] -> [tokens, out]."""
-        y = torch.nn.functional.linear(x, self.weight, self.bias)
+        y = self.weight(x, self.bias)
         if lora is not None:
             lora.add(self.layer, self.group, self.num_slices, x, y)
         return y

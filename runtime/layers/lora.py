@@ -2,8 +2,9 @@
 
 Two forms compute the same sums. *Stacked* (`kernels/lora_stacked.py`) puts all active adapters through two matrix
 products, for decode steps; *segmented* (`lora_shrink`, `lora_expand`) goes through the adapters one by one, for steps
-with many tokens. The stacked weights are copies: of the adapters that the latest stacked step used, at most three
-times their bytes in the pool, kept while the same adapters stay active and dropped when the set changes.
+with many tokens. The stacked weights are copies: of the adapters that a stacked step used, at most three times their
+bytes in the pool. They are kept while steps use no other adapters and at least half of their rows, so that an answer's
+end costs nothing, and are packed once they have proved to last.
 """
 
 from collections.abc import Sequence
@@ -23,18 +24,43 @@ from runtime.layers.adapter_pool import AdapterPool
 STACK_LIMIT: Final = {torch.float32: 12e6, torch.bfloat16: 50e6, torch.float16: 50e6}
 
 
+# Packing costs about what it saves in seven steps; a set that has lasted this many will likely last as many again.
+PACK_AFTER_STEPS: Final = 6
+LEAST_USED: Final = 0.5
+
+
 class StackedAdapters:
-    """The stacks of one set of slots, built per layer and group when first used."""
+    """The stacks of one set of slots, built per layer and group when first used, packed after PACK_AFTER_STEPS."""
 
     def __init__(self, pool: AdapterPool, slots: tuple[int, ...]) -> None:
         self._pool = pool
+        self._slots = slots
+        self._generations = [pool.generations[slot] for slot in slots]
         ranges = [pool.ready(slot) for slot in slots]
+        self.num_rows = sum(rank for _, rank in ranges)
         rows = [row for offset, rank in ranges for row in range(offset, offset + rank)]
         owners = [slot for slot, (_, rank) in zip(slots, ranges, strict=True) for _ in range(rank)]
         self._rows = torch.tensor(rows, device=pool.device)
         self._owners = torch.tensor(owners, device=pool.device)
         self._touched = pool.touched_by(slots)
         self._stacks: dict[tuple[int, int], Stack] = {}
+        self._packed: set[tuple[int, int]] = set()
+        self._num_steps = 0
+
+    def serves(self, slots: tuple[int, ...], num_rows: int) -> bool:
+        """True when these slots, with so many rows in all, can use this set without much waste."""
+        known = dict(zip(self._slots, self._generations, strict=True))
+        fresh = all(known.get(slot) == self._pool.generations[slot] for slot in slots)
+        return fresh and num_rows >= LEAST_USED * self.num_rows
+
+    @property
+    def is_single(self) -> bool:
+        """One adapter only, whose rows are nobody's foreign rows."""
+        return len(self._slots) == 1
+
+    def stepped(self) -> None:
+        """One more step will use this set."""
+        self._num_steps += 1
 
     def stack(self, layer: int, group: int) -> Stack | None:
         """None when no adapter of the set has a module there."""
@@ -46,6 +72,9 @@ class StackedAdapters:
             scaling = weights.scaling.index_select(0, self._owners).T
             stack = stack_rows(weights.a, weights.b, self._pool.groups[group].slices, self._rows, scaling)
             self._stacks[layer, group] = stack
+        elif self._num_steps > PACK_AFTER_STEPS and (layer, group) not in self._packed:
+            stack = self._stacks[layer, group] = stack.packed()
+            self._packed.add((layer, group))
         return stack
 
     def foreign(self, token_slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -95,7 +124,6 @@ class LoraPlanner:
 
     def __init__(self, pool: AdapterPool) -> None:
         self._pool = pool
-        self._cached_key: tuple[tuple[int, int], ...] = ()
         self._cached: StackedAdapters | None = None
         # What one stacked rank row costs per token and layer, over all groups.
         self._width = sum(len(group.slices) * (group.in_features + sum(group.slices)) for group in pool.groups)
@@ -112,18 +140,21 @@ class LoraPlanner:
         if not used:
             return None
         tokens = segments.num_tokens - used[0].start
-        cost = tokens * sum(rank for _, rank in rows.values()) * self._width
-        if cost > len(used) * STACK_LIMIT[self._pool.dtype]:
+        num_rows = sum(rank for _, rank in rows.values())
+        if tokens * num_rows * self._width > len(used) * STACK_LIMIT[self._pool.dtype]:
             return SegmentedPlan(self._pool, segments)
-        return self._stacked(tuple(active), segments, used[0].start)
+        adapters = self._stacks(tuple(active), num_rows)
+        adapters.stepped()
+        return self._stacked(adapters, segments, used[0].start)
 
-    def _stacked(self, active: tuple[int, ...], segments: Segments, first: int) -> StackedPlan:
-        key = tuple((slot, self._pool.generations[slot]) for slot in active)
-        if self._cached is None or key != self._cached_key:
+    def _stacks(self, active: tuple[int, ...], num_rows: int) -> StackedAdapters:
+        if self._cached is None or not self._cached.serves(active, num_rows):
             self._cached = None  # the old copies go before the new ones come
-            self._cached, self._cached_key = StackedAdapters(self._pool, active), key
-        adapters = self._cached
-        if len(active) == 1 and len(segments.slots) - (segments.slots[0] == BASE_SLOT) == 1:
+            self._cached = StackedAdapters(self._pool, active)
+        return self._cached
+
+    def _stacked(self, adapters: StackedAdapters, segments: Segments, first: int) -> StackedPlan:
+        if adapters.is_single and len(segments.slots) - (segments.slots[0] == BASE_SLOT) == 1:
             return StackedPlan(adapters, first, None)
         token_slots = [
             slot

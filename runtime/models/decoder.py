@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.linear import LinearWeight
 from kernels.rms_norm import rms_norm
 from runtime.layers.attention import Attention
 from runtime.layers.kv_cache import KVCache
@@ -39,14 +40,14 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class Decoder:
-    """embedding [vocab, hidden]; head is the same tensor when the model ties them."""
+    """embedding [vocab, hidden]; head reads the same tensor when the model ties them."""
 
     config: ModelConfig
     embedding: torch.Tensor
     embedding_scale: torch.Tensor | None
     layers: tuple[DecoderLayer, ...]
     norm: torch.Tensor
-    head: torch.Tensor
+    head: LinearWeight
     num_parameters: int
 
     def forward(self, step: StepInputs) -> torch.Tensor:
@@ -62,7 +63,7 @@ class Decoder:
             hidden.add_(out if layer.mlp_out_norm is None else rms_norm(out, layer.mlp_out_norm, eps))
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
-        logits = torch.nn.functional.linear(rms_norm(hidden, self.norm, eps), self.head)
+        logits = self.head(rms_norm(hidden, self.norm, eps))
         cap = self.config.logits_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
@@ -99,9 +100,9 @@ class _Loader:
         norm = self._norm("model.norm.weight", hidden)
         if config.ties_embedding:
             self._checkpoint.skip("lm_head.weight")
-            head = embedding
+            head = LinearWeight.plain(embedding)
         else:
-            head = self._tensor("lm_head.weight", (config.vocab_size, hidden))
+            head = LinearWeight.pack(self._tensor("lm_head.weight", (config.vocab_size, hidden)))
         scale = config.embedding_scale
         # Rounded to the model's dtype first, as the model was trained.
         scale_tensor = None if scale is None else torch.tensor(scale, dtype=self._dtype, device=self._device)
@@ -142,7 +143,7 @@ class _Loader:
     def _linear(self, layer: int, block: str, group: int, modules: tuple[str, ...]) -> LoraLinear:
         paths = [f"model.layers.{layer}.{block}.{module}" for module in modules]
         shapes = [self._config.geometry.shape(module) for module in modules]
-        weight = self._fused([f"{path}.weight" for path in paths], shapes)
+        weight = LinearWeight.pack(self._fused([f"{path}.weight" for path in paths], shapes))
         bias = None
         if set(modules) <= set(self._config.biased):
             bias = self._fused([f"{path}.bias" for path in paths], [shape[:1] for shape in shapes])

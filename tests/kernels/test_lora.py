@@ -1,13 +1,16 @@
 """Shrink, expand and the stacked form against plain float64 loops, over segments of every kind."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.linear import LEAST_PACKED, LinearWeight
 from kernels.lora_expand import lora_expand
 from kernels.lora_shrink import lora_shrink
 from kernels.lora_stacked import Stack, lora_stacked, stack_rows
@@ -77,7 +80,11 @@ def segmented(case: Case) -> torch.Tensor:
     return y
 
 
-def stacked(case: Case) -> torch.Tensor:
+def plain_stack(a: torch.Tensor, b: torch.Tensor, scaling: torch.Tensor) -> Stack:
+    return Stack(LinearWeight.plain(a), LinearWeight.plain(b.t()), scaling)
+
+
+def stacked(case: Case, *, packed: bool = False) -> torch.Tensor:
     y = case.y.clone()
     ranges = [(slot, row) for slot, (start, rank) in case.slots.items() for row in range(start, start + rank)]
     owners = torch.tensor([slot for slot, _ in ranges], dtype=torch.int64)
@@ -87,11 +94,22 @@ def stacked(case: Case) -> torch.Tensor:
     for start, end, slot, _, _ in case.segments.with_adapters():
         token_slots[start:end] = [slot] * (end - start)
     foreign = (torch.tensor(token_slots)[:, None] != owners[None, :]).repeat(1, len(case.slices))
+    if packed:
+        with patch.dict(LEAST_PACKED, {torch.float32: 1, torch.bfloat16: 1}):
+            stack = stack.packed()
     lora_stacked(case.x, stack, foreign, y)
     return y
 
 
-FORMS = {"segmented": segmented, "stacked": stacked}
+FORMS: dict[str, Callable[[Case], torch.Tensor]] = {
+    "segmented": segmented,
+    "stacked": stacked,
+    "packed": partial(stacked, packed=True),
+}
+    "segmented": segmented,
+    "stacked": stacked,
+    "packed": partial(stacked, packed=True),
+}
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,7 +161,7 @@ def test_rows_of_the_base_keep_every_bit(form: str) -> None:
 def test_another_rows_overflow_stays_away() -> None:
     """Row 0's x overflows in slot 1's A: slot 1's rows are foreign to it and must not turn into NaN."""
     x = torch.tensor([[1.0, 1.0]])
-    stack = Stack(torch.tensor([[1.0, 0.0], [3e38, 3e38]]), torch.tensor([[2.0], [5.0]]), torch.ones(2))
+    stack = plain_stack(torch.tensor([[1.0, 0.0], [3e38, 3e38]]), torch.tensor([[2.0], [5.0]]), torch.ones(2))
     y = torch.zeros(1, 1)
     lora_stacked(x, stack, torch.tensor([[False, True]]), y)
     assert y.tolist() == [[2.0]]
@@ -158,8 +176,8 @@ def test_another_rows_overflow_stays_away() -> None:
         lambda c: lora_expand(lora_shrink(c.x, c.a, c.segments), c.b[:, 1:], c.scaling, c.slices, c.segments, c.y),
         lambda c: lora_expand(lora_shrink(c.x, c.a, c.segments), c.b, c.scaling, c.slices, c.segments, c.y[1:]),
         lambda c: lora_expand(lora_shrink(c.x, c.a, c.segments), c.b, c.scaling.half(), c.slices, c.segments, c.y),
-        lambda c: lora_stacked(c.x, Stack(c.a[0], c.b[:, :-1], c.scaling), None, c.y),
-        lambda c: lora_stacked(c.x, Stack(c.a[0], c.b, c.scaling), torch.zeros(1, 1, dtype=torch.bool), c.y),
+        lambda c: lora_stacked(c.x, plain_stack(c.a[0], c.b[:, :-1], c.scaling), None, c.y),
+        lambda c: lora_stacked(c.x, plain_stack(c.a[0], c.b, c.scaling), torch.zeros(1, 1, dtype=torch.bool), c.y),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(call: Callable[[Case], object]) -> None:

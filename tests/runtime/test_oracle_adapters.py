@@ -8,8 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
+from kernels.linear import LEAST_PACKED
 from runtime.batch import BASE_SLOT, Batch
 from runtime.errors import AdapterInvalid, LogitsInvalid, RunnerMisused
+from runtime.layers import lora
 from runtime.layers.lora import STACK_LIMIT
 from runtime.runner import TorchRunner
 from storage.geometry import MODULES
@@ -81,12 +83,15 @@ def check(peft_model: PeftModel, name: str | None, job: Job) -> None:
         assert_agrees(peft_model, job)
 
 
-@pytest.mark.parametrize("form", ["stacked", "segmented"])
+@pytest.mark.parametrize("form", ["stacked", "packed", "segmented"])
 @pytest.mark.parametrize("chunk", [0, 11])
 def test_a_mixed_batch_equals_peft(
     form: str, chunk: int, runner: TorchRunner, peft_model: PeftModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STACK_LIMIT, torch.float32, 1e18 if form == "stacked" else -1)
+    monkeypatch.setitem(STACK_LIMIT, torch.float32, -1 if form == "segmented" else 1e18)
+    if form == "packed":
+        monkeypatch.setitem(LEAST_PACKED, torch.float32, 1)
+        monkeypatch.setattr(lora, "PACK_AFTER_STEPS", 1)
     names = [None, "tiny", "wide", "mlp", "patterns", "some layers", None, "wide", "patterns"]
     texts = prompts(runner.vocab_size, range(4, 4 + 5 * len(names), 5))
     jobs = [

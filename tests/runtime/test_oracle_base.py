@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from kernels import linear
+from kernels.linear import LEAST_PACKED
 from runtime.runner import TorchRunner
 from tests.runtime.bases import CONFIGS
 from tests.runtime.oracle import Job, assert_agrees, decode, load_runner, make_base, prompts
@@ -42,10 +44,24 @@ def test_block_size_chunking_and_preemption_change_nothing(
     runner = load_runner(tmp_path, block_tokens=block_tokens, kv_tokens=1024)
     lengths = (50, 3, 21)
     jobs = [
-        Job(prompt, num_tokens=24, chunk=chunk, arrives=2 * i)
+        Job(prompt, num_tokens=128, chunk=chunk, arrives=2 * i)
         for i, prompt in enumerate(prompts(runner.vocab_size, lengths))
     ]
-    decode(runner, jobs, block_tokens=block_tokens, preempt_at=(3, 9, 10, 17))
+    decode(runner, jobs, block_tokens=block_tokens, preempt_at=(3, 9, 10, 17, 70, 121))
+    for job in jobs:
+        assert_agrees(model, job)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_packed_weights_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights as small as these are otherwise left as they are."""
+    monkeypatch.setitem(LEAST_PACKED, torch.float32, 1)
+    monkeypatch.setattr(linear, "LEAST_PLAIN", 1)
+    model = make_base(name, tmp_path)
+    runner = load_runner(tmp_path)
+    assert {layer.mlp.down.weight._form for layer in runner._decoder.layers} == {"onednn"}
+    jobs = [Job(text, num_tokens=24) for text in prompts(runner.vocab_size, (1, 20, 95))]
+    decode(runner, jobs, block_tokens=16)
     for job in jobs:
         assert_agrees(model, job)
 
