@@ -16,10 +16,6 @@ FORMS: dict[str, Callable[[torch.Tensor], LinearWeight]] = {
     "plain": LinearWeight.plain,
     "packed": lambda weight: LinearWeight.plain(weight).packed(),
 }
-    "pack": LinearWeight.pack,
-    "plain": LinearWeight.plain,
-    "packed": lambda weight: LinearWeight.plain(weight).packed(),
-}
 
 
 def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:

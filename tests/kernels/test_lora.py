@@ -106,10 +106,6 @@ FORMS: dict[str, Callable[[Case], torch.Tensor]] = {
     "stacked": stacked,
     "packed": partial(stacked, packed=True),
 }
-    "segmented": segmented,
-    "stacked": stacked,
-    "packed": partial(stacked, packed=True),
-}
 
 
 @settings(max_examples=60, deadline=None)
