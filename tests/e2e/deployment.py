@@ -121,6 +121,27 @@ def deploy(data_dir: Path, **environ: str) -> Iterator[Deployment]:
             process.stdout.close()
 
 
+@contextlib.contextmanager
+def runtime_alone(data_dir: Path, *options: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`lorikeet runtime` as a child process: (process, the line about a TCP port, if any); killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "runtime", *options, "--data-dir", str(data_dir)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, **environ}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = []
+        while (line := process.stdout.readline()) and line != "ready\n":
+            lines.append(line.rstrip())
+        assert line, f"lorikeet runtime ended with {process.wait(10)}"
+        yield process, lines[-1]
+    finally:
+        process.kill()
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
 def alive(pid: int) -> bool:
     """Whether the process exists and is not a zombie."""
     try:
