@@ -117,7 +117,7 @@ class Answer(Response):
         """Sends or gathers the pieces; returns the chunk that ended the answer, the last choice of it."""
         begun = False
         async for chunk in chunks:
-            if chunk.text or chunk.finish_reason is not None:
+            if chunk.text or chunk.tool_calls or chunk.finish_reason is not None:
                 if not begun:
                     begun = True
                     self._exchange.first_byte()

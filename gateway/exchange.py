@@ -135,7 +135,7 @@ class Exchange:
             path=self._path,
             model=resolved.model if resolved else printable(asked.model if asked else self._model),
             status_code=status,
-            outcome=outcome or finish or "error",
+            outcome=outcome or ("stop" if finish == "tool_calls" else finish) or "error",  # a call is a good end
             duration_ms=self._elapsed_ms(),
             request=self.body if self._collect_payload else b"",
             response=response if self._collect_payload else b"",

@@ -105,6 +105,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
     json_schema: str | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
+
+    @property
+    def offered(self) -> tuple[Tool, ...]:
+        """The tools that the model is shown."""
+        return () if self.tool_choice.mode == "none" else self.tools
+
     priority: int = 0
 
 

@@ -22,7 +22,8 @@ from gateway.messages import ChatRequest, Chunk, ResolvedAdapter, ResolvedReques
 from gateway.text.scored_tokens import ScoredTokens
 from gateway.text.template import TemplateFault
 from gateway.text.token_texts import TokenTexts
-from gateway.text.tokenizer import PromptTooLong, Tokenizer, request_chars
+from gateway.text.tokenizer import NoToolCalls, PromptTooLong, Tokenizer, request_chars
+from gateway.text.tool_calls.formats import call_grammar
 from runtime.client import RuntimeClient, RuntimeLost
 from runtime.protocol import (
     AdapterRef,
@@ -85,12 +86,12 @@ class RuntimeBackend:
             adapter=adapter_ref(request.adapter) if request.adapter else None,
             traceparent=request.traceparent,
             timeout_s=self._request_timeout_s,
-            grammar=_grammar(request.request),
+            grammar=_grammar(request.request, self._tokenizer),
             priority=request.request.priority,
             weight=request.identity.weight,
         )
         scored = None if sampling.top_logprobs is None else ScoredTokens(self._texts)
-        answer = AnswerText(self._tokenizer, request.request.sampling.stop, len(prompt), scored)
+        answer = AnswerText(self._tokenizer, request.request, len(prompt), scored)
         try:
             async with aclosing(outputs):
                 async for output in outputs:
@@ -132,6 +133,8 @@ class RuntimeBackend:
                 f"AiError: Bad input: Error: the model's chat template refuses these messages: {error}",
                 param="messages",
             ) from error
+        except NoToolCalls as error:
+            raise BadInput(f"AiError: Bad input: Error: {error}", param="tools") from error
         except PromptTooLong as error:
             raise ContextExceeded(
                 f"the prompt has over {error.least} tokens; the model's context window has {window}: send less text"
@@ -151,8 +154,11 @@ class RuntimeBackend:
             raise OverCapacity("Capacity temporarily exceeded, please try again.", retry_after_s=1)
 
 
-def _grammar(asked: ChatRequest) -> Grammar | None:
+def _grammar(asked: ChatRequest, tokenizer: Tokenizer) -> Grammar | None:
     """What the answer must look like, if anything."""
+    lark = call_grammar(tokenizer.tool_format, asked, tokenizer.control_ids)
+    if lark is not None:
+        return Grammar("lark", lark)
     if asked.json_schema is not None:
         return Grammar("json_schema", asked.json_schema)
     return None

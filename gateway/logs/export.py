@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.wire import chat_body
+from gateway.wire.turns import conversation
 
 ExportFormat = Literal["openai_chat"]
 EXPORT_FORMATS: Final = get_args(ExportFormat)
@@ -31,7 +32,7 @@ def chat_line(request: bytes, response: bytes, *, streamed: bool) -> bytes | Non
 def _turns(request: bytes) -> list[dict[str, str]] | None:
     """The conversation, read exactly as the gateway read it when it answered."""
     try:
-        prompt, messages = chat_body.conversation(chat_body.decode(request))
+        prompt, messages = conversation(chat_body.decode(request))
     except InvalidRequest:
         return None
     if messages is None:

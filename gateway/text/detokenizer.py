@@ -5,23 +5,27 @@ Bytes that never become a character before the end are dropped. `StopStrings` ho
 still grow into a stop string. The texts of all calls joined are the answer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tokenizers import Tokenizer as Encoder
 from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """The text of one sequence; special tokens leave no trace."""
+    """The text of one sequence; special tokens leave no trace, except those that are `kept`: (id, its text)."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, kept: Mapping[int, str] | None = None) -> None:
         self._encoder = encoder
+        self._kept = kept or {}
         self._stream = DecodeStream(skip_special_tokens=True)
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that became certain with these tokens; often empty."""
         parts = []
         for token_id in token_ids:
+            if token_id in self._kept:
+                parts.append(self._kept[token_id])
+                continue
             try:
                 part = self._stream.step(self._encoder, token_id)
             except Exception:  # the library raises bare Exception when broken bytes unsettle what it decoded before

@@ -2,32 +2,38 @@
 
 A chat template mixes control tokens (`<|user|>`, `</s>`) with the callers' words in one string, and a tokenizer that
 reads this string cannot tell them apart. So before rendering, every special-token string inside a caller's words is
-replaced by a one-time mark (`guard`); after rendering the text is cut at the marks, and the marked words are encoded
+replaced by a one-time mark (`guard.py`); after rendering the text is cut at the marks, and the marked words are encoded
 as plain text. Without such words, nearly always, the rendered string is encoded in one piece, exactly as the model's
-own tools do. A `raw` prompt is the exception that callers ask for: it is taken verbatim, control tokens included.
+own tools do. Tools are callers' words too, down to the keys of their schemas, and the marks of tool calls are control
+tokens even where a vocabulary does not call them special. A `raw` prompt is the exception that callers ask for: it is
+taken verbatim, control tokens included.
 
 The only file that knows the `tokenizers` library, with `detokenizer.py`.
 """
 
-import json
 import re
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Encoder
 
-from gateway.messages import ChatRequest, Message
+from gateway.messages import ChatRequest, Message, Tool
+from gateway.text.guard import Guard
+from gateway.text.model_folder import TokenizerFault as TokenizerFault
+from gateway.text.model_folder import read_model_folder
 from gateway.text.template import ChatTemplate, TemplateFault
+from gateway.text.tool_calls.base import FormatName, Parser
+from gateway.text.tool_calls.formats import choose_format
+from gateway.text.turns import schemas, turns
 
 # A text longer than this many times the longest possible token, window by window, cannot fit and is not encoded at
 # all; the slack covers normalisers that shorten text.
 _NORMALISER_SLACK = 4
 
 
-class TokenizerFault(Exception):
-    """The folder holds no usable tokenizer; the text says which file and why. A configuration error."""
+class NoToolCalls(Exception):
+    """The base cannot be shown tools, or nobody could read its calls; the text says which."""
 
 
 class PromptTooLong(Exception):
@@ -41,53 +47,56 @@ class PromptTooLong(Exception):
 class Tokenizer:
     """One base's tokenizer and chat template. Immutable after construction; safe to use from several threads.
 
-    `encoder` recognises special tokens in text, `plain` never does.
+    `encoder` recognises special tokens in text, `plain` never does. `tool_format`: how the base calls functions.
     """
 
     def __init__(
-        self, encoder: Encoder, plain: Encoder, template: ChatTemplate, bos: str | None, eos: str | None
+        self,
+        encoder: Encoder,
+        plain: Encoder,
+        template: ChatTemplate,
+        bos: str | None,
+        eos: str | None,
+        tool_format: FormatName | None = None,
     ) -> None:
         self.encoder = encoder
         self._plain = plain
-        self._plain.encode_special_tokens = True
         self._template = template
         self._bos_id = encoder.token_to_id(bos) if bos else None
         self.eos_token_id = encoder.token_to_id(eos) if eos else None
-        added = encoder.get_added_tokens_decoder()
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._control = _any_of(token.content for token in added.values() if token.special)
+        self.tool_format = choose_format(template.source, tool_format) if template.knows_tools else None
+        added = {token.content: (token_id, token) for token_id, token in encoder.get_added_tokens_decoder().items()}
+        self.control_ids = {text: token_id for text, (token_id, token) in added.items() if token.special}
+        self.special_ids = frozenset(self.control_ids.values())
+        marks = [text for text in self.tool_format.tokens if text in added] if self.tool_format else []
+        self.call_marks = {
+            added[text][0]: text for text in marks if self.tool_format and text in self.tool_format.marks
+        }
+        plain.add_special_tokens([AddedToken(text, normalized=False) for text in marks])
+        plain.encode_special_tokens = True
+        self._control = _any_of([*self.control_ids, *marks])
         self._longest_token_bytes = max((len(token.encode()) for token in encoder.get_vocab()), default=1)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json and the chat template.
-
-        Raises TokenizerFault.
-        """
-        text = _read(folder / "tokenizer.json")
-        if text is None:
-            raise TokenizerFault(
-                f"{folder / 'tokenizer.json'} is missing; a Hugging Face folder with a fast tokenizer is needed"
-            )
+    def from_folder(cls, folder: Path, tool_format: FormatName | None = None) -> "Tokenizer":
+        """`tool_format` None: the one that the chat template teaches. Raises TokenizerFault."""
+        files = read_model_folder(folder)
         try:
-            encoder, plain = Encoder.from_str(text), Encoder.from_str(text)
+            encoder, plain = Encoder.from_str(files.tokenizer), Encoder.from_str(files.tokenizer)
         except Exception as error:  # the library raises bare Exception
             raise TokenizerFault(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
         for one in (encoder, plain):
             one.no_truncation()
             one.no_padding()
-        config = _read_json(folder / "tokenizer_config.json")
-        named = _read_json(folder / "special_tokens_map.json")
-        bos, eos = (_token_text(config.get(key) or named.get(key)) for key in ("bos_token", "eos_token"))
-        source = _read(folder / "chat_template.jinja") or _chosen(config.get("chat_template"))
         try:
-            template = ChatTemplate(source, bos=bos, eos=eos)
+            template = ChatTemplate(files.template, bos=files.bos, eos=files.eos, tool_source=files.tool_template)
         except TemplateFault as error:
             raise TokenizerFault(f"{folder}: {error}") from error
-        return cls(encoder, plain, template, bos, eos)
+        return cls(encoder, plain, template, files.bos, files.eos, tool_format)
 
     def encode_request(self, request: ChatRequest, window: int) -> list[int]:
-        """The prompt's token ids. Raises PromptTooLong, and TemplateFault when the template refuses the messages.
+        """The prompt's token ids. Raises PromptTooLong, TemplateFault when the template refuses the messages, and
+        NoToolCalls.
 
         CPU work that grows with the text: callers take long texts to a thread.
         """
@@ -100,22 +109,44 @@ class Tokenizer:
             )
             return self._encode_with_bos(text)
         messages = request.messages or (Message("user", request.prompt or ""),)
-        return self.encode_messages(messages)
+        self._check_tools(request)
+        return self.encode_messages(messages, request.offered)
 
-    def encode_messages(self, messages: Iterable[Message]) -> list[int]:
+    def encode_messages(self, messages: Iterable[Message], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Template, then ids; the callers' words stay plain text. Raises TemplateFault."""
-        guard = _Guard(self._control)
-        text = self._template.render([(m.role, guard.mask(m.content)) for m in messages])
+        guard = Guard(self._control)
+        text = self._template.render(turns(messages, guard), schemas(tools, guard) or None)
         if not guard.words:
             return self._encode(text)
         ids: list[int] = []
         for piece, is_control_text in guard.pieces(text):
-            ids += self._encode_plain(piece) if is_control_text else self._encode(piece)
+            if is_control_text:
+                ids += self._encode_plain(piece)
+            else:
+                ids += self.encoder.encode(piece, add_special_tokens=False).ids if ids else self._encode(piece)
         return ids
+
+    def call_parser(self, request: ChatRequest) -> Parser | None:
+        """What finds the calls in one answer; None when there can be none. Pieces of calls for who takes pieces."""
+        if self.tool_format is None or not request.offered:
+            return None
+        eager = request.stream and request.dialect == "openai"
+        return self.tool_format.parser(request.offered, eager=eager, at_most_one=not request.tool_choice.parallel)
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as the model would see it inside a message."""
         return self._encode_plain(text)
+
+    def _check_tools(self, request: ChatRequest) -> None:
+        """What would be dropped without a word is refused."""
+        called = any(message.tool_calls for message in request.messages or ())
+        if (request.offered or called) and not self._template.knows_tools:
+            raise NoToolCalls("this model's chat template does not know tools; name another model or send no tools")
+        if request.offered and self.tool_format is None:
+            raise NoToolCalls(
+                "how this model calls functions is not known here; name another model, or have the operator set "
+                "tool_format"
+            )
 
     def _encode(self, text: str) -> list[int]:
         if self._template.is_fallback:
@@ -131,75 +162,14 @@ class Tokenizer:
         return ids[1:] if self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id] else ids
 
 
-class _Guard:
-    """Takes control-token strings out of callers' words and knows where they were. One request, one guard."""
-
-    def __init__(self, control: re.Pattern[str] | None) -> None:
-        self._control = control
-        self._nonce = ""
-        self.words: list[str] = []
-
-    def mask(self, text: str) -> str:
-        """`text` with every control-token string replaced by a mark that nobody can guess."""
-        if self._control is None or not self._control.search(text):
-            return text
-        if not self._nonce:
-            self._nonce = str(secrets.randbelow(10**18))  # digits survive upper, lower, trim and tojson in templates
-
-        def mark(match: re.Match[str]) -> str:
-            self.words.append(match.group())
-            return f"\ufdd0{self._nonce}.{len(self.words) - 1}\ufdd1"
-
-        return self._control.sub(mark, text)
-
-    def pieces(self, rendered: str) -> Iterable[tuple[str, bool]]:
-        """The rendered text in order; True marks what must be encoded as plain text."""
-        for index, piece in enumerate(re.split(f"\ufdd0{self._nonce}\\.(\\d+)\ufdd1", rendered)):
-            if index % 2:
-                yield self.words[int(piece)], True
-            elif piece:
-                yield piece, False
-
-
 def request_chars(request: ChatRequest) -> int:
     """Length of the callers' words, in characters (a lower bound of bytes): decides whether to leave the event loop."""
-    return len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
+    total = len(request.prompt or "")
+    for message in request.messages or ():
+        total += len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return total + sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.offered)
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
     ordered = sorted({token for token in tokens if token}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None
-
-
-def _chosen(template: Any) -> str | None:
-    """`chat_template` is a text, or a list of named ones of which "default" counts."""
-    if isinstance(template, list):
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
-def _token_text(value: Any) -> str | None:
-    """A special token is written as a text or as an object with `content`."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerFault(f"{path}: cannot be read: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    text = _read(path)
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise TokenizerFault(f"{path}: not JSON: {error}") from error
-    return value if isinstance(value, dict) else {}

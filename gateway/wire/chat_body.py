@@ -12,18 +12,13 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from gateway.errors import BadInput, EmptyBody
-from gateway.messages import Message, Role
 
 # A bound for whole numbers without one of their own: larger than any context window, small enough for every encoding.
 MAX_WHOLE: Final = 2**31 - 1
 
 Scalar = str | int | float | bool | None
-_ROLES: Final[dict[str, Role]] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
-}  # fmt: skip
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _FLAGS: Final = {"true": True, "false": False, "1": True, "0": False}
-_EMPTY: Final = frozenset({b"null", b"[]", b"{}", b"false", b"0", b'"none"', b'"auto"'})
 
 
 class Part(msgspec.Struct):
@@ -33,11 +28,28 @@ class Part(msgspec.Struct):
     text: str | None = None
 
 
+class CallBody(msgspec.Struct):
+    """What a model called; the arguments are JSON, or JSON as text."""
+
+    name: str | None = None
+    arguments: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class TurnCall(CallBody):
+    """One call of an assistant's turn: in OpenAI's shape, with a `function`, or flat."""
+
+    id: str | None = None
+    function: CallBody | None = None
+
+
 class Turn(msgspec.Struct):
     """One message as it came."""
 
     role: str
     content: str | list[Part] | None = None
+    tool_calls: list[TurnCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class _Options(msgspec.Struct):
@@ -81,6 +93,7 @@ class Body(msgspec.Struct):
     logit_bias: msgspec.Raw = msgspec.Raw(b"null")
     tools: msgspec.Raw = msgspec.Raw(b"null")
     tool_choice: msgspec.Raw = msgspec.Raw(b"null")
+    parallel_tool_calls: Scalar = None
     functions: msgspec.Raw = msgspec.Raw(b"null")
     function_call: msgspec.Raw = msgspec.Raw(b"null")
     response_format: msgspec.Raw = msgspec.Raw(b"null")
@@ -123,27 +136,10 @@ def merge_query(body: Body, query: Iterable[tuple[str, str]]) -> None:
             setattr(body, name, msgspec.json.decode(text) if _NUMBER.fullmatch(text) and _canonical(text) else text)
 
 
-def conversation(body: Body) -> tuple[str | None, tuple[Message, ...] | None]:
-    """(prompt, messages), exactly one of them set. Raises BadInput."""
-    if (body.prompt is None) == (body.messages is None):
-        matches = "0 matches" if body.prompt is None else "2 matches"
-        bad(f"oneOf at '/' not met, {matches}: send exactly one of 'prompt' and 'messages'", "prompt")
-    if body.prompt is not None:
-        if not body.prompt:
-            bad("'prompt' is empty; it must have at least 1 character", "prompt")
-        return body.prompt, None
-    if not body.messages:
-        bad("'messages' is empty; it must have at least 1 message", "messages")
-    return None, tuple(_message(index, turn) for index, turn in enumerate(body.messages))
-
-
 def refuse_unsupported(body: Body) -> None:
     """What would change the answer if it were honoured is refused, not silently dropped. Raises BadInput."""
     if whole("best_of", body.best_of, 1, MAX_WHOLE) not in (None, 1):
         bad("'best_of' must be 1; send one request per answer", "best_of")
-    for name in ("tools", "tool_choice", "functions", "function_call"):
-        if bytes(getattr(body, name)).strip() not in _EMPTY:
-            bad(f"'{name}' is not supported; leave it out", name)
     if bytes(body.requests).strip() != b"null":
         bad("batches ('requests') are not supported; send one request per answer", "requests")
     wanted = bytes(body.response_format).strip()
@@ -179,24 +175,6 @@ def number(name: str, value: Scalar, low: float, high: float) -> float | None:
     if isinstance(value, bool | str) or not low <= value <= high:
         bad(f"'{name}' must be a number from {low:g} to {high:g}", name)
     return float(value)
-
-
-def _message(index: int, turn: Turn) -> Message:
-    role = _ROLES.get(turn.role)
-    if role is None:
-        bad(f"'messages[{index}].role' must be one of system, user, assistant, tool", "messages")
-    content = turn.content
-    if isinstance(content, list):
-        content = "".join(_part(index, part) for part in content)
-    if content is None and role != "assistant":
-        bad(f"'messages[{index}].content' must be a string or a list of text parts", "messages")
-    return Message(role, content or "")
-
-
-def _part(index: int, part: Part) -> str:
-    if part.type != "text" or part.text is None:
-        bad(f"'messages[{index}].content' may hold parts of type \"text\" only", "messages")
-    return part.text
 
 
 def _canonical(text: str) -> bool:

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from gateway.errors import LorikeetError
-from gateway.messages import ChatRequest, Chunk, Usage
+from gateway.messages import ChatRequest, Chunk, ToolCallDelta, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
 from gateway.wire.priority_field import priority
 from gateway.wire.sampling_fields import sampling
+from gateway.wire.tools import tools
+from gateway.wire.turns import conversation
 
 _encode = msgspec.json.Encoder().encode
 
@@ -22,12 +24,14 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
     if any(name == "queueRequest" and text.lower() == "true" for name, text in settings):
         chat_body.bad("queued requests ('queueRequest') are not supported; leave it out", "queueRequest")
     chat_body.refuse_unsupported(fields)
-    prompt, messages = chat_body.conversation(fields)
+    prompt, messages = conversation(fields)
     chosen = sampling(fields)
     if chosen.n != 1:
         chat_body.bad("'n' must be 1 on this route; /ai/v1/chat/completions gives several answers", "n")
     if chosen.top_logprobs is not None:
         chat_body.bad("'logprobs' is not supported on this route; /ai/v1/chat/completions has it", "logprobs")
+    raw = chat_body.flag("raw", fields.raw)
+    offered, choice = tools(fields, has_messages=messages is not None, raw=raw)
     busy = fields.options.reject_if_busy if fields.options else None
     return ChatRequest(
         dialect="workers_ai",
@@ -35,11 +39,13 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
         lora=fields.lora or None,
         prompt=prompt,
         messages=messages,
-        raw=chat_body.flag("raw", fields.raw),
+        raw=raw,
         stream=chat_body.flag("stream", fields.stream),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
         sampling=chosen,
         priority=priority(fields),
+        tools=offered,
+        tool_choice=choice,
     )
 
 
@@ -48,12 +54,18 @@ class WorkersAIReply:
 
     def whole(self, choices: Sequence[Chunk], usage: Usage) -> bytes:
         """The envelope; a finish reason has no place in the documented shape of these models."""
-        result = {"response": "".join(choice.text for choice in choices), "usage": _usage(usage)}
+        result: dict[str, object] = {"response": "".join(choice.text for choice in choices)}
+        if calls := [_call(call) for choice in choices for call in choice.tool_calls]:
+            result["tool_calls"] = calls
+        result["usage"] = _usage(usage)
         return _encode({"result": result, "success": True, "errors": [], "messages": []})
 
     def piece(self, chunk: Chunk) -> bytes:
-        """`{"response": "…"}`"""
-        return sse.event({"response": chunk.text}) if chunk.text else b""
+        """`{"response": "…"}`, and an event for the calls: whole ones, each told once."""
+        said = sse.event({"response": chunk.text}) if chunk.text else b""
+        if chunk.tool_calls:
+            said += sse.event({"response": "", "tool_calls": [_call(call) for call in chunk.tool_calls]})
+        return said
 
     def ending(self, last: Chunk, usage: Usage) -> bytes:
         """The one event that has `usage`, with an empty response: clients that add usages up count it once."""
@@ -66,6 +78,11 @@ class WorkersAIReply:
     def failure_event(self, error: LorikeetError) -> bytes:
         """The errors of the envelope as an event."""
         return sse.event({"errors": [{"code": error.code, "message": error.message}], "success": False})
+
+
+def _call(call: ToolCallDelta) -> dict[str, object]:
+    """Flat, and the arguments as an object: this dialect's answers get whole calls only."""
+    return {"name": call.name, "arguments": msgspec.Raw(call.arguments.encode())}
 
 
 def _usage(usage: Usage) -> dict[str, object]:

@@ -68,7 +68,7 @@ BODIES: list[tuple[Any, int, int, str]] = [
     ({"prompt": "x", "stop": ["a"] * 5}, 400, 5006, "'stop'"),
     ({"prompt": "x", "stop": "y" * 1000}, 400, 5006, "'stop'"),
     ({"prompt": "x", "stop": [5]}, 400, 5006, "'stop"),
-    ({"prompt": "x", "tools": [{"name": "f"}]}, 400, 5006, "'tools' is not supported"),
+    ({"prompt": "x", "tools": [{"name": "f"}]}, 400, 5006, "'tools' need 'messages' without 'raw'"),
     ({"prompt": "x", "response_format": {"type": "json_object"}}, 400, 5006, "'response_format'"),
     ({"prompt": "x", "n": 2}, 400, 5006, "'n' must be 1"),
     ({"prompt": "x", "n": 0}, 400, 5006, "'n' must be a whole number from 1 to 8"),

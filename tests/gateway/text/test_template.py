@@ -13,14 +13,16 @@ TEMPLATES = [
     "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}{%- endfor -%}{{ ns.n }}",
     "{{ messages[0]['content'].split('e')[-1] }}{{ strftime_now('%Y') }}",
 ]
-MESSAGES = [("system", " Be <b>brief</b> & 'kind'. "), ("user", "ünï\n\ncode")]
+MESSAGES = [
+    {"role": "system", "content": " Be <b>brief</b> & 'kind'. "},
+    {"role": "user", "content": "ünï\n\ncode"},
+]
 
 
 @pytest.mark.parametrize("source", TEMPLATES)
 def test_same_text_as_transformers(source: str) -> None:
-    turns = [{"role": role, "content": content} for role, content in MESSAGES]
     theirs, _ = render_jinja_template(
-        [turns], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
+        [MESSAGES], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
     )
     assert ChatTemplate(source, bos="<s>", eos="</s>").render(MESSAGES) == theirs[0]
 
