@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from runtime.grammars.constraint import Constraint
 from runtime.protocol import SamplingParams, TokenScore
 from storage.packed import Packed
 
@@ -24,6 +25,7 @@ class Row:
     samples: True when the logits of the last token are sampled (False for all but the last chunk of a prefill).
     history: every token so far, prompt and answer, for penalties; prompt_tokens of them are the prompt.
     seed: fixes the draw together with the position, whatever the batch.
+    constraint: only words that it allows are sampled; the runner asks, the engine tells it what was said.
     """
 
     sequence_id: int
@@ -36,6 +38,7 @@ class Row:
     history: Sequence[int]
     prompt_tokens: int
     seed: int
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ class Runner(Protocol):
     def execute(self, batch: Batch) -> Sequence[Sampled]:
         """Runs the model over the batch; one sampled token per row with `samples`, in row order.
 
-        A step may be repeated: it writes the same keys and values and draws the same tokens. Raises LogitsInvalid,
-        which names the sequences whose numbers overflowed (repeat the step without them), RunnerMisused, DeviceLost.
+        A step may be repeated: it writes the same keys and values and draws the same tokens. Raises LogitsInvalid
+        and GrammarStuck, which name the sequences whose numbers overflowed or whose grammar allows nothing (repeat the
+        step without them), RunnerMisused, DeviceLost.
         """
         ...
 

@@ -17,7 +17,9 @@ from runtime.adapter import MAX_LEASES, Loads, Way
 from runtime.admission import QueueSpeed, unacceptable
 from runtime.batch import BASE_SLOT, Batch, Row, Runner, Sampled
 from runtime.blocks import BlockPool
-from runtime.errors import DeviceLost, DuplicateId, LogitsInvalid, RunnerMisused
+from runtime.ending import ending, grammar_failure
+from runtime.errors import DeviceLost, DuplicateId, GrammarStuck, LogitsInvalid, RunnerMisused
+from runtime.grammars.constraint import Constraint
 from runtime.pace import StepPace
 from runtime.prefix_cache import PrefixCache
 from runtime.protocol import (
@@ -114,8 +116,12 @@ class Engine:
         self._speed = QueueSpeed()
         self._num_steps = self._num_generated = self._num_refused = 0
 
-    def submit(self, owner: int, request: Submit) -> None:
+    def submit(
+        self, owner: int, request: Submit, constraint: Constraint | None = None, arrived_at: float | None = None
+    ) -> None:
         """Takes a sequence of a connection. A refusal is its only output, in the next step's result.
+
+        constraint: what its grammar compiled to. arrived_at: by the engine's clock, if that was before now.
 
         Raises DuplicateId when the connection has a live sequence of this id.
         """
@@ -126,7 +132,7 @@ class Engine:
             self._refuse(owner, request, failure)
             return
         now = self._clock()
-        sequence = self._sequence(owner, request, now)
+        sequence = self._sequence(owner, request, constraint, now if arrived_at is None else arrived_at)
         try:
             displaced = self._scheduler.add(sequence)
         except QueueFull:
@@ -238,6 +244,8 @@ class Engine:
                     raise RunnerMisused(f"{len(tokens)} tokens from {sum(row.samples for row in rows)} sampling rows")
             except DeviceLost:
                 raise
+            except GrammarStuck as error:
+                plan = self._without_stuck(plan, error)
             except LogitsInvalid as error:
                 logger.warning("%s", error)
                 broken = [item for item in plan if item.sequence.number in error.sequence_ids] or plan
@@ -254,6 +262,14 @@ class Engine:
                 self._pace.took(sum(item.num_tokens for item in plan), self._clock() - began)
                 self._computed(plan, rows, tokens)
                 return
+
+    def _without_stuck(self, plan: list[Scheduled], error: GrammarStuck) -> list[Scheduled]:
+        now = self._clock()
+        stuck = [item for item in plan if item.sequence.number in error.reasons] or plan
+        for item in stuck:
+            reason = error.reasons.get(item.sequence.number, str(error))
+            self._end(item.sequence, "error", grammar_failure(reason), now)
+        return [item for item in plan if item not in stuck]
 
     def _break(self, broken: list[Scheduled]) -> None:
         now = self._clock()
@@ -286,14 +302,12 @@ class Engine:
     def _deliver(self, sequence: Sequence, token: int, scores: tuple[TokenScore, ...], now: float) -> None:
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-        sampling = sequence.sampling
-        ends = token in self._model.eos_token_ids and not sampling.ignore_eos
-        if ends or token in sampling.stop_token_ids:
-            self._end(sequence, "stop", None, now)
-        elif sequence.num_remaining <= 0:
-            self._end(sequence, "length", None, now, (token,), scores)
+        reason, shown, failure = ending(sequence, token, self._model.eos_token_ids)
+        token_ids, scores = ((token,), scores) if shown else ((), ())
+        if reason is not None:
+            self._end(sequence, reason, failure, now, token_ids, scores)
         else:
-            output = SequenceOutput(sequence_id=sequence.sequence_id, token_ids=(token,), scores=scores)
+            output = SequenceOutput(sequence_id=sequence.sequence_id, token_ids=token_ids, scores=scores)
             self._outputs.append(Output(sequence.owner, output))
 
     def _end(
@@ -350,7 +364,7 @@ class Engine:
         )
         self._outputs.append(Output(owner, output))
 
-    def _sequence(self, owner: int, request: Submit, now: float) -> Sequence:
+    def _sequence(self, owner: int, request: Submit, constraint: Constraint | None, arrived_at: float) -> Sequence:
         seed = self._random_seed() if request.sampling.seed is None else request.sampling.seed
         return Sequence(
             number=next(self._numbers),
@@ -362,11 +376,12 @@ class Engine:
             seed=seed & (2**63 - 1),
             tokens=list(request.token_ids),
             prompt_tokens=len(request.token_ids),
-            arrived_at=now,
-            deadline=now + request.timeout_s,
+            arrived_at=arrived_at,
+            deadline=arrived_at + request.timeout_s,
             priority=request.priority,
             weight=request.weight,
             state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
+            constraint=constraint,
         )
 
 
@@ -383,4 +398,5 @@ def _row(item: Scheduled) -> Row:
         history=sequence.tokens,
         prompt_tokens=sequence.prompt_tokens,
         seed=sequence.seed,
+        constraint=sequence.constraint,
     )

@@ -2,9 +2,11 @@
 
 They are the model's own, as in vLLM by default: log-softmax of the logits as they left the model, before logit_bias,
 penalties, temperature and filters. So they say what the model thinks, the same at every temperature; a token that a
-bias forced shows how unlikely the model held it. Rows that do not ask cost one look at their parameters.
+bias forced shows how unlikely the model held it. Under a grammar they are those among the words that it allows, also as
+in vLLM: the forbidden ones are no alternatives. Rows that do not ask cost one look at their parameters.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -26,12 +28,19 @@ def scored(logits: torch.Tensor, rows: Sequence[Row], tokens: Sequence[int]) -> 
     asking = [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]
     for start in range(0, len(asking), _CHUNK_ROWS):
         chunk = asking[start : start + _CHUNK_ROWS]
-        shares = torch.log_softmax(logits[chunk].float(), -1).clamp_(min=LEAST)
-        own = shares.gather(1, torch.tensor([[tokens[index]] for index in chunk], device=shares.device))
+        shares = torch.log_softmax(logits[chunk].float(), -1)
+        own = shares.clamp(min=LEAST).gather(
+            1, torch.tensor([[tokens[index]] for index in chunk], device=shares.device)
+        )
         most = min(max(rows[index].sampling.top_logprobs or 0 for index in chunk), shares.shape[1])
         values, words = shares.topk(most, -1) if most else (shares[:, :0], shares[:, :0].long())
         for index, mine, best, ids in zip(chunk, own[:, 0].tolist(), values.tolist(), words.tolist(), strict=True):
             count = rows[index].sampling.top_logprobs or 0
-            top = tuple(zip(ids[:count], best[:count], strict=True))
+            free = rows[index].constraint is None
+            top = tuple(
+                (word, max(value, LEAST))
+                for word, value in zip(ids[:count], best[:count], strict=True)
+                if free or value > -math.inf
+            )
             found[index] = Scored(tokens[index], TokenScore(mine, top))
     return found

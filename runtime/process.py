@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,10 +28,12 @@ from runtime.adapter import Loads
 from runtime.config import RuntimeConfig
 from runtime.engine import Engine, EngineLimits
 from runtime.errors import ConfigInvalid, EngineStopped, ModelInvalid, RuntimeFault
+from runtime.grammars.cache import GrammarCache
+from runtime.grammars.constraint import Prepared
 from runtime.listen import bind
 from runtime.memory_plan import Limits, needs_of
 from runtime.model_size import ModelSize
-from runtime.protocol import EXIT_CONFIG, ModelInfo
+from runtime.protocol import EXIT_CONFIG, Grammar, ModelInfo
 from runtime.service import RuntimeService
 from runtime.slots import SlotPool
 from runtime.tracing import SequenceSpans, make_tracer
@@ -160,6 +162,7 @@ async def _run(config: RuntimeConfig) -> None:
             stats = tiers.stats()
             return stats["memory"].used_bytes, stats["disk"].used_bytes
 
+        grammars, close_sandbox = _grammars(Path(config.model_folder), model)
         service = RuntimeService(
             make_engine,
             time.monotonic,
@@ -168,6 +171,7 @@ async def _run(config: RuntimeConfig) -> None:
             token=config.token,
             tier_bytes=tier_bytes,
             spans=SequenceSpans(tracer, config.model),
+            grammars=grammars,
             max_connections=config.max_connections,
             max_outgoing_bytes=config.max_outgoing_bytes,
             drain_s=config.drain_s,
@@ -179,6 +183,8 @@ async def _run(config: RuntimeConfig) -> None:
         except EngineStopped as error:
             _leave(f"runtime: {error}", 1)
         finally:
+            grammars.close()
+            await asyncio.to_thread(close_sandbox)
             await asyncio.to_thread(shut_tracer)
 
 
@@ -193,6 +199,21 @@ def _kv_on_card(config: RuntimeConfig, free: int) -> int:
     ).within(min(free, part) if isinstance(part, int) else int(free * part))
     logger.info("memory of %s on the card: %s", config.model, split)
     return split.kv
+
+
+def _grammars(folder: Path, model: ModelInfo) -> tuple[GrammarCache, Callable[[], None]]:
+    """What compiles grammars, elsewhere first, then here; and what ends the elsewhere, blocking."""
+    from runtime.grammars.compiler import GrammarCompiler  # as torch: not before the settings are known to be sound
+    from runtime.grammars.sandbox import Sandbox
+
+    tokenizer, ends = folder / "tokenizer.json", model.eos_token_ids
+    sandbox, compiler = Sandbox(tokenizer, model.vocab_size, ends), GrammarCompiler(tokenizer, model.vocab_size, ends)
+
+    def compile_safely(grammar: Grammar) -> tuple[Prepared, int]:
+        num_bytes = sandbox.try_out(grammar)
+        return compiler.compile(grammar), num_bytes
+
+    return GrammarCache(compile_safely, time.monotonic), sandbox.close
 
 
 async def _unless_stopped(loading: Coroutine[None, None, T], stop: asyncio.Event) -> T:

@@ -1,6 +1,7 @@
 """The device behind the engine: a base model, its key/value cache and its pool of adapters, on torch.
 
 A step is: records -> tensors (`layers/step.py`) -> decoder -> logits of the sampled rows -> tokens (`sampler.py`).
+A grammar's masks come between the logits and the sampler (`grammars/masks.py`).
 Everything here belongs to the engine thread. On a CPU the kernels' torch references do the work.
 """
 
@@ -13,6 +14,8 @@ import torch
 
 from runtime.batch import Batch, Sampled
 from runtime.errors import ConfigInvalid, DeviceLost
+from runtime.grammars.compiler import Masks
+from runtime.grammars.masks import StepMasks
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.kv_cache import KVCache
 from runtime.layers.lora import LoraPlanner
@@ -32,6 +35,7 @@ class TorchRunner:
 
     def __init__(self, decoder: Decoder, cache: KVCache, pool: AdapterPool, steps: StepBuilder) -> None:
         self._decoder, self._cache, self._pool, self._steps = decoder, cache, pool, steps
+        self._masks = Masks()
 
     @classmethod
     def load(
@@ -110,9 +114,12 @@ class TorchRunner:
 
     def execute(self, batch: Batch) -> list[Sampled]:
         """See `runtime.batch.Runner`."""
-        logits = self.logits(batch)
         rows = [row for row in batch.rows if row.samples]
+        masks = StepMasks.of(rows, self.vocab_size, self._masks)
+        logits = self.logits(batch)
         with torch.inference_mode(), _device_errors():
+            if masks is not None:
+                masks.apply(logits)
             return scored(logits, rows, sample(logits, rows)) if rows else []
 
     def logits(self, batch: Batch) -> torch.Tensor:

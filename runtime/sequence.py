@@ -12,6 +12,7 @@ import enum
 from dataclasses import dataclass, field
 
 from runtime.batch import BASE_SLOT
+from runtime.grammars.constraint import Constraint
 from runtime.protocol import AdapterRef, SamplingParams, SequenceTiming, Tier
 
 
@@ -32,6 +33,7 @@ class Sequence:
     tokens: prompt and answer so far; the first num_computed of them have keys and values in the blocks.
     block_keys: what its full blocks are known by, from the first on, as far as anybody asked (`prefix_cache.py`).
     cached_tokens: of the prompt, found computed when it first started.
+    constraint: what its grammar allows next; it has taken the answer's tokens, whatever was preempted.
     priority orders it among its account's own, lower first; weight is its account's share of the service.
     seat: its age when somebody has to give way, num_yields: how often it has left in another's stead (`running.py`).
     Times are seconds of the engine's clock.
@@ -56,6 +58,7 @@ class Sequence:
     block_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
     slot: int = BASE_SLOT
+    constraint: Constraint | None = None
     seat: int = field(init=False)
     num_yields: int = 0
     admitted_at: float | None = None

@@ -10,6 +10,7 @@ when it is told to stop, after draining, or with EngineStopped when the engine d
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import itertools
 import logging
@@ -23,10 +24,13 @@ import msgspec
 
 from runtime.adapter import Loads
 from runtime.connection import Connection
+from runtime.constraining import Constraining
 from runtime.engine import Engine, Output, StepResult
 from runtime.engine_thread import EngineThread
 from runtime.errors import DuplicateId, EngineStopped
 from runtime.framing import read_frame
+from runtime.grammars.cache import GrammarCache
+from runtime.grammars.constraint import Constraint
 from runtime.loader import AdapterLoader, AdapterTiers, LoadArrived, LoadFailed, LoadResult, ThreadLoads
 from runtime.protocol import (
     PROTOCOL_VERSION,
@@ -71,6 +75,7 @@ class RuntimeService:
         token: str,
         tier_bytes: Callable[[], tuple[int, int]] = lambda: (0, 0),
         spans: SequenceSpans | None = None,
+        grammars: GrammarCache | None = None,
         max_connections: int = 64,
         max_outgoing_bytes: int = 8 * 1024**2,
         drain_s: float = 10.0,
@@ -81,6 +86,7 @@ class RuntimeService:
         self._max_outgoing_bytes, self._drain_s, self._max_step_s = max_outgoing_bytes, drain_s, max_step_s
         self._spans = spans or SequenceSpans(None, model.name)
         self._loader = AdapterLoader(tiers, self._loaded)
+        self._grammars = grammars
         self._connections: dict[int, Connection] = {}
         self._numbers = itertools.count(1)
         self._conversations: set[asyncio.Task[None]] = set()
@@ -89,6 +95,7 @@ class RuntimeService:
         self._died: asyncio.Future[None]
         self._thread: EngineThread
         self._loop: asyncio.AbstractEventLoop
+        self._constraining: Constraining
         self.num_cut = 0
 
     async def run(self, listener: socket.socket, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
@@ -98,6 +105,7 @@ class RuntimeService:
         engine = self._make_engine(ThreadLoads(self._loader, self._loop))
         self._thread = EngineThread(engine, self._clock, on_step=self._stepped, on_end=self._ended)
         async with asyncio.TaskGroup() as tasks:
+            self._constraining = Constraining(self._grammars, self._clock, tasks)
             background = [tasks.create_task(self._loader.run()), tasks.create_task(self._watch())]
             try:
                 self._thread.start()
@@ -106,6 +114,7 @@ class RuntimeService:
                 self._thread.stop()
                 if not await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S):
                     logger.error("the engine is still in a step; leaving without it")
+                self._constraining.stop_all()
                 for task in background:
                     task.cancel()
         if self._died.done():
@@ -219,7 +228,8 @@ class RuntimeService:
             logger.warning("gateway %s was cut off: %s", connection.gateway_id, connection.cut_reason)
         connection.cut("closed")
         self._connections.pop(connection.number, None)
-        for span in connection.live.values():
+        for sequence_id, span in connection.live.items():
+            self._constraining.stop((connection.number, sequence_id))
             self._spans.end(span, None)
         connection.live.clear()
         self._note_ends()
@@ -232,6 +242,7 @@ class RuntimeService:
                 self._submit(connection, frame)
             case Abort(sequence_id):
                 if sequence_id in connection.live:
+                    self._constraining.stop((connection.number, sequence_id))
                     self._spans.end(connection.live.pop(sequence_id), None)
                     self._note_ends()
                     self._thread.post(lambda engine: engine.abort(connection.number, sequence_id))
@@ -251,25 +262,55 @@ class RuntimeService:
         if request.sequence_id in connection.live:
             raise ProtocolError(f"sequence {request.sequence_id} is still running")
 
+        connection.live[request.sequence_id] = self._spans.begin(request)
+        if self._draining:
+            self._turn_away(connection, request, Failure("overloaded", "this runtime is stopping", 1.0))
+        elif request.grammar is None:
+            self._hand_over(connection, request)
+        else:
+            self._constraining.begin(
+                (connection.number, request.sequence_id),
+                request,
+                request.grammar,
+                functools.partial(self._hand_over, connection, request),
+                functools.partial(self._turn_away, connection, request),
+            )
+
+    def _hand_over(
+        self,
+        connection: Connection,
+        request: Submit,
+        constraint: Constraint | None = None,
+        arrived_at: float | None = None,
+    ) -> None:
+        """To the engine, which answers for the sequence from now on."""
+
         def submit(engine: Engine) -> None:
             try:
-                engine.submit(connection.number, request)
+                engine.submit(connection.number, request, constraint, arrived_at)
             except DuplicateId as error:
                 # An abort of this id is still on its way to the engine: the gateway used the id again.
                 self._loop.call_soon_threadsafe(connection.cut, str(error))
 
-        refusal = "this runtime is stopping"
-        if not self._draining:
-            refusal = "this runtime is behind with its commands"
-            try:
-                if self._thread.offer(submit):
-                    connection.live[request.sequence_id] = self._spans.begin(request)
-                    return
-            except EngineStopped as error:
-                refusal = str(error)
-        failure = Failure("overloaded", refusal, 1.0)
-        output = SequenceOutput(sequence_id=request.sequence_id, finish_reason="error", failure=failure)
+        refusal = "this runtime is behind with its commands"
+        try:
+            if self._thread.offer(submit):
+                return
+        except EngineStopped as error:
+            refusal = str(error)
+        self._turn_away(connection, request, Failure("overloaded", refusal, 1.0))
+
+    def _turn_away(self, connection: Connection, request: Submit, failure: Failure) -> None:
+        """A sequence that never reaches the engine."""
+        output = SequenceOutput(
+            sequence_id=request.sequence_id,
+            finish_reason="error",
+            failure=failure,
+            prompt_tokens=len(request.token_ids),
+        )
+        self._spans.end(connection.live.pop(request.sequence_id), output)
         connection.send(Step((output,)))
+        self._note_ends()
 
     # From the engine thread to the event loop.
 
