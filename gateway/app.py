@@ -28,7 +28,7 @@ from gateway.authorize import ROUTE_KEY, build_routes
 from gateway.backends.base import Backend
 from gateway.backends.runtime import RuntimeBackend
 from gateway.body_budget import BodyBudget
-from gateway.catalog import Catalog, CatalogModel
+from gateway.catalog import ALIASES, Catalog, CatalogModel
 from gateway.data_dir import DataDir, object_folder
 from gateway.endpoints import finetunes, health, identity, logs, models, openai, run
 from gateway.errors import InvalidRequest, LorikeetError, RouteNotFound
@@ -47,6 +47,7 @@ from gateway.services import Services
 from gateway.settings import DEMO_MODEL, Settings, SettingsError
 from gateway.telemetry import Telemetry
 from gateway.text.tokenizer import Tokenizer, TokenizerFault
+from gateway.text.tool_calls.base import FormatName
 from gateway.wire.envelope import as_lorikeet_error, error_response
 from runtime.client import RuntimeClient
 from storage.database import Database
@@ -156,7 +157,8 @@ async def _open_runtimes(
     backends: dict[str, Backend] = {}
     for name in (*sockets, *remote):
         model = catalog.get(name)
-        tokenizer = await asyncio.to_thread(_load_tokenizer, model)
+        formats = {ALIASES.get(key, key): asked.tool_format for key, asked in settings.models.items()}
+        tokenizer = await asyncio.to_thread(_load_tokenizer, model, formats.get(model.name))
         here = name in sockets
         address = RuntimeAddress(str(sockets[name])) if here else remote[name].address
         client = await stack.enter_async_context(
@@ -197,10 +199,10 @@ def _make_data_dir(text: str) -> Path:
     return folder
 
 
-def _load_tokenizer(model: CatalogModel) -> Tokenizer:
+def _load_tokenizer(model: CatalogModel, tool_format: FormatName | None) -> Tokenizer:
     assert model.folder is not None, "Catalog.get gives models with a folder"
     try:
-        return Tokenizer.from_folder(model.folder)
+        return Tokenizer.from_folder(model.folder, tool_format)
     except TokenizerFault as error:
         raise SettingsError(f'models."{model.name}".path = {str(model.folder)!r}: {error}') from error
 

@@ -109,13 +109,15 @@ class Model(_Section, frozen=True):
 
     `address`, "unix:/run/base.sock" or "tcp://host:port": its runtime is not started here; `lorikeet runtime` serves it
     there, also to other gateways, and only the files beside the weights are needed here. `memory`, `token`: as
-    `runtime.memory` and `runtime.token`, for this base.
+    `runtime.memory` and `runtime.token`, for this base. `tool_format`: how it calls functions, where its chat template
+    does not tell; "none" for not at all.
     """
 
     path: str
     address: str = ""
     token: str = ""
     memory: Memory | None = None
+    tool_format: Literal["llama3", "mistral", "hermes", "none"] | None = None
 
 
 class Logs(_Section, frozen=True):

@@ -53,6 +53,10 @@ def test_a_file_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytes
         ("demo_model = 'yes'", r"demo_model = 'yes': not allowed; it must be true or false"),
         ("server = 3", r"server = 3: not allowed; it must be a section"),
         ("[models.'@cf/a/b']\npaht = '/w'", r"models\.@cf/a/b.*paht|models\.@cf/a/b.*path"),
+        (
+            "[models.'@cf/a/b']\npath = '/w'\ntool_format = 'xml'",
+            r"tool_format = 'xml': not allowed; it must be one of 'llama3', 'mistral', 'hermes', 'none'",
+        ),
         ("[models.'@cf/a/b']\npath = 3", r"models\.@cf/a/b\.path = 3: not allowed; it must be a text"),
         ("[storage]\nsecret_access_key = 3", r"secret_access_key = \*\*\*: not allowed"),
         ("not toml", r"not valid TOML"),
