@@ -62,6 +62,8 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama-linear-rope": lambda: LlamaConfig(**_SMALL, **_GQA, **_rope(rope_type="linear", factor=2.5)),
     "mistral": lambda: MistralConfig(**_SMALL, **_GQA, **_rope(rope_type="default"), sliding_window=None),
     "mistral-window": lambda: MistralConfig(**_SMALL, **_GQA, **_rope(rope_type="default"), sliding_window=19),
+    "mistral-mqa-window": lambda: MistralConfig(**_SMALL, **_MQA, sliding_window=23),
+    "gemma-gqa": lambda: GemmaConfig(**_SMALL, **_GQA),
     "gemma-mqa": lambda: GemmaConfig(**_SMALL, **_MQA),
     "gemma-heads": lambda: GemmaConfig(
         **_SMALL, hidden_size=40, num_attention_heads=4, num_key_value_heads=4, head_dim=18
@@ -108,5 +110,16 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         **_SMALL, **_GQA, **_rope(rope_type="yarn", factor=2.0, original_max_position_embeddings=128)
     ),
     "qwen3-gqa": lambda: Qwen3Config(**_SMALL, **_GQA, **_rope(rope_type="default")),
+    "qwen3-window": lambda: Qwen3Config(
+        **_SMALL,
+        **_GQA,
+        **_rope(rope_type="yarn", factor=2.0, original_max_position_embeddings=128),
+        use_sliding_window=True,
+        sliding_window=19,
+        max_window_layers=2,
+    ),
+    "mistral-yarn": lambda: MistralConfig(
+        **_SMALL, **_GQA, **_rope(rope_type="yarn", factor=2.0, original_max_position_embeddings=128)
+    ),
     "qwen3-mqa-biases": lambda: Qwen3Config(**_SMALL, **_MQA, attention_bias=True, tie_word_embeddings=True),
 }

@@ -136,6 +136,7 @@ class FakeRunner:
     def adapter_of(self, row: Row) -> str:
         if row.slot == BASE_SLOT:
             return ""
+        assert row.slot in self.slots, f"slot {row.slot} is used after its adapter was evicted"
         name, _, _, layers = self.slots[row.slot]
         assert layers == self.num_layers, f"slot {row.slot} is used before it is complete"
         return name

@@ -1,20 +1,15 @@
 """On the real maths: who begins with cached blocks says the same as who computes all, and as transformers and PEFT."""
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from runtime.engine import Engine, EngineLimits
-from runtime.protocol import ModelInfo, SamplingParams, SequenceOutput, Submit
-from runtime.runner import TorchRunner
-from storage.packed import Packed
-from tests.runtime.fakes import WAY, FakeLoads, ref
+from runtime.protocol import SamplingParams, Submit
+from tests.runtime.asked import Asked
+from tests.runtime.fakes import ref
 from tests.runtime.oracle import (
     GREEDY,
     Job,
@@ -32,40 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 DEMO = Path(__file__).parents[2] / "gateway" / "demo" / "data" / "base"
 NUM_TOKENS = 20
 DRAWN = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=5)
-
-
-class Asked:
-    """An engine on a real runner."""
-
-    def __init__(self, runner: TorchRunner, adapters: dict[str, Packed], **limits: Any) -> None:
-        self.adapters, self.loads, self.runner = adapters, FakeLoads(), runner
-        info = ModelInfo("m", "float32", "cpu", 1, runner.vocab_size, runner.max_sequence_tokens, 128, ())
-        self.engine = Engine(
-            runner, info, EngineLimits(runner.num_blocks, 16, 128, **limits), self.loads, time.monotonic
-        )
-
-    def answers(self, requests: Sequence[Submit]) -> tuple[list[list[int]], list[SequenceOutput]]:
-        """All at once: tokens and last output of each, in their order."""
-        for request in requests:
-            self.engine.submit(1, request)
-        said: dict[int, list[int]] = {request.sequence_id: [] for request in requests}
-        last: dict[int, SequenceOutput] = {}
-        while self.engine.num_live:
-            for name in list(self.loads.started):
-                del self.loads.started[name]
-                self.loads.leased.add(name)
-                self.engine.adapter_loaded(name, self.adapters[name], WAY)
-            for item in self.engine.step().outputs:
-                assert item.output.failure is None
-                said[item.output.sequence_id] += item.output.token_ids
-                last[item.output.sequence_id] = item.output
-        return list(said.values()), [last[number] for number in said]
-
-    def leave(self) -> None:
-        """The runner's slots are empty again, for the next engine."""
-        for name in self.adapters:
-            self.engine.forget_adapter(name)
-        self.engine.step()
 
 
 def _greedy(length: int) -> SamplingParams:
