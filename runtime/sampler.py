@@ -5,8 +5,7 @@ Order, as in transformers: logit_bias, repetition penalty (prompt and answer), f
 
 A draw depends on the row's seed and the position of the new token and on nothing else: the uniform number is a hash of
 the two, and the token is found by inverse CDF over the vocabulary in id order. So the same request gives the same text
-whatever else is in the batch, and again after a preemption. Probabilities are summed in float64, in id order, so that
-rounding differences between batch shapes move a boundary by 1e-7, not a whole token's width.
+whatever else is in the batch, and again after a preemption (`runtime/draw.py`).
 
 Ties at the edge of top_k or top_p are all kept: which one a sort puts first would depend on the device.
 """
@@ -20,19 +19,22 @@ from typing import Final
 import torch
 
 from runtime.batch import Row
+from runtime.draw import LEAST_SCORE, draw, exponentials
 from runtime.errors import LogitsInvalid
 from runtime.protocol import SamplingParams
+from runtime.shortlist import shortlist
 
 GREEDY_TEMPERATURE: Final = 1e-5
 
 # The public range starts at 0, by which nothing can be divided.
 SMALLEST_REPETITION_PENALTY: Final = 1e-2
 
-# Rows drawn together; bounds the float64 scratch (256 k words of vocabulary: 16 MB a tensor).
+# Rows drawn together; bounds the scratch (256 k words of vocabulary: 8 MB a tensor).
 _CHUNK_ROWS: Final = 8
 
-# top_p looks among this many words first.
+# top_p looks among this many words first, on the long way.
 _FIRST_WORDS: Final = 1024
+_MORE: Final = 8
 
 
 def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
@@ -53,7 +55,9 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     drawn.sort(key=lambda index: _is_cut(rows[index].sampling))  # rows without top_k and top_p do not share their cost
     for start in range(0, len(drawn), _CHUNK_ROWS):
         chunk = drawn[start : start + _CHUNK_ROWS]
-        picked = _draw(scores[chunk] - best[chunk, None], [rows[index] for index in chunk])
+        follow = chunk == list(range(chunk[0], chunk[0] + len(chunk)))
+        some = slice(chunk[0], chunk[0] + len(chunk)) if follow else chunk  # a view if possible
+        picked = _draw(scores[some] - best[some].unsqueeze(1), [rows[index] for index in chunk])
         for index, token in zip(chunk, picked, strict=True):
             tokens[index] = token
     return tokens
@@ -66,25 +70,32 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _draw(scores: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """scores: [rows, vocab] with a maximum of 0."""
-    cumulative = distribution(scores, [row.sampling for row in rows]).cumsum(-1)
-    draws = torch.tensor(
-        [[uniform(row.seed, len(row.history))] for row in rows], dtype=torch.float64, device=scores.device
-    )
-    # The total, not 1, is the upper end; `right` skips words of probability zero in front of the draw.
-    found = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
-    last_word = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    picked: list[int] = torch.minimum(found, last_word).squeeze(1).tolist()
-    return picked
+    """scores: [rows, vocab] with a maximum of 0. The long way is for rows that a shortlist does not decide."""
+    temperatures = torch.tensor([[row.sampling.temperature] for row in rows], device=scores.device)
+    scores = torch.nn.functional.threshold(scores / temperatures, LEAST_SCORE, float("-inf"), inplace=True)
+    samplings = [row.sampling for row in rows]
+    uniforms = [uniform(row.seed, len(row.history)) for row in rows]
+    tokens = [-1] * len(rows)
+    cut = [index for index, sampling in enumerate(samplings) if _is_cut(sampling)]
+    if cut:
+        some = shortlist(scores if len(cut) == len(rows) else scores[cut], [samplings[index] for index in cut])
+        words = some.draw([uniforms[index] for index in cut])
+        for index, word, decided in zip(cut, words, some.decided.tolist(), strict=True):
+            tokens[index] = word if decided else -1
+    left = [index for index, token in enumerate(tokens) if token < 0]
+    if left:
+        weights = distribution(scores if len(left) == len(rows) else scores[left], [samplings[index] for index in left])
+        for index, word in zip(left, draw(weights, [uniforms[index] for index in left]), strict=True):
+            tokens[index] = word
+    return tokens
 
 
 def distribution(scores: torch.Tensor, samplings: Sequence[SamplingParams]) -> torch.Tensor:
-    """What is drawn from: probabilities in float64 after temperature and filters.
+    """What is drawn from, the long way: weights after the filters, as `runtime/draw.py` wants them.
 
-    scores: [rows, vocab] with a maximum of 0; temperatures are above 0.
+    scores: [rows, vocab] after temperature, with a maximum of 0.
     """
     device = scores.device
-    scores = scores / torch.tensor([[sampling.temperature] for sampling in samplings], device=device)
     vocab = scores.shape[1]
     limits = [sampling.top_k if 0 < sampling.top_k < vocab else vocab for sampling in samplings]
     mass = [sampling.top_p for sampling in samplings]
@@ -100,28 +111,32 @@ def distribution(scores: torch.Tensor, samplings: Sequence[SamplingParams]) -> t
         # Relative to the best word, whose score is 0: what top_k and top_p took away does not move the floor.
         least = torch.tensor([[math.log(floor) if floor > 0.0 else -math.inf] for floor in floors], device=device)
         scores = scores.masked_fill(scores < least, float("-inf"))
-    return torch.softmax(scores, -1, dtype=torch.float64)
+    return exponentials(scores)
 
 
 def _nucleus(scores: torch.Tensor, mass: Sequence[float], width: int) -> torch.Tensor:
     """[rows, 1]: the least score among the best words that together have the mass; minus infinity for 1.0.
 
-    Looks at the `width` best words, and at more when they have too little: of 128 k words, sorting all takes ten times
-    as long as finding the first thousand in order.
+    Looks at the `width` best words, and at more for the rows where they have too little: of 128 k words, sorting all
+    takes ten times as long as finding the first thousand in order.
     """
     vocab = scores.shape[1]
     keep = torch.tensor([[share] for share in mass], dtype=torch.float64, device=scores.device)
     total = scores.exp().sum(-1, keepdim=True, dtype=torch.float64)
-    while True:
-        ordered = scores.topk(min(width, vocab), -1).values
-        share = ordered.exp().double() / total
-        reached = share.cumsum(-1)
-        if width >= vocab or bool(((reached[:, -1:] >= keep) | (keep >= 1.0)).all()):
-            break
-        width *= 8
-    last = (reached - share < keep).sum(-1, keepdim=True).clamp_(min=1) - 1
     # 1.0 must keep everything, though the sum of many roundings may pass 1 early.
-    return ordered.gather(1, last).masked_fill(keep >= 1.0, float("-inf"))
+    least = scores.new_full(keep.shape, float("-inf"))
+    open_rows = (keep[:, 0] < 1.0).nonzero()[:, 0]
+    while open_rows.numel():
+        ordered = scores[open_rows].topk(min(width, vocab), -1).values
+        share = ordered.exp().double() / total[open_rows]
+        reached = share.cumsum(-1)
+        last = (reached - share < keep[open_rows]).sum(-1, keepdim=True).clamp_(min=1) - 1
+        least[open_rows] = ordered.gather(1, last)
+        if width >= vocab:
+            break
+        open_rows = open_rows[reached[:, -1] < keep[open_rows, 0]]
+        width *= _MORE
+    return least
 
 
 def _is_cut(sampling: SamplingParams) -> bool:

@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 from runtime.batch import BASE_SLOT, Row
 from runtime.protocol import SamplingParams
 from runtime.sampler import distribution, sample
+from runtime.shortlist import Shortlist, shortlist
 
 torch.set_num_threads(1)
 
@@ -63,8 +64,13 @@ def softmax(scores: list[float]) -> list[float]:
     return [weight / math.fsum(weights) for weight in weights]
 
 
+def undecided(scores: torch.Tensor, samplings: Any) -> Shortlist:
+    """A shortlist that leaves every row open."""
+    return shortlist(scores, samplings)._replace(decided=torch.zeros(len(samplings), dtype=torch.bool))
+
+
 def found(logits: list[float], wanted: SamplingParams, history: tuple[int, ...], prompt_tokens: int) -> torch.Tensor:
-    """The distribution behind `sample`, caught where it is drawn from."""
+    """The distribution behind `sample`, caught where the long way draws from it."""
     caught: list[torch.Tensor] = []
 
     def catch(scores: torch.Tensor, samplings: Any) -> torch.Tensor:
@@ -73,9 +79,12 @@ def found(logits: list[float], wanted: SamplingParams, history: tuple[int, ...],
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("runtime.sampler.distribution", catch)
+        patch.setattr("runtime.sampler.shortlist", undecided)
         (token,) = sample(torch.tensor([logits]), [row(wanted, history=history, prompt_tokens=prompt_tokens)])
-    assert caught[0][0, token] > 0
-    return caught[0][0]
+    weights = caught[0][0].double()
+    assert weights[token] > 0
+    assert not weights[len(logits) :].any()
+    return weights[: len(logits)] / weights.sum()
 
 
 biases = st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100, width=32), max_size=4)
@@ -207,7 +216,7 @@ def test_a_large_vocabulary_is_cut_as_if_it_were_sorted(spread: float, mass: flo
     scores = torch.randn(3, vocab, generator=torch.Generator().manual_seed(5)) * torch.tensor([[spread], [4.0], [0.0]])
     scores = scores - scores.max(-1, keepdim=True).values
     samplings = [SamplingParams(temperature=1.0, top_p=mass), SamplingParams(temperature=1.0, top_p=0.9, top_k=50)]
-    kept = distribution(scores, [*samplings, SamplingParams(temperature=1.0)]) > 0
+    kept = distribution(scores, [*samplings, SamplingParams(temperature=1.0)])[:, :vocab] > 0
     for line, found, wanted in zip(scores, kept, samplings, strict=False):
         ordered = line.double().sort(descending=True).values
         if wanted.top_k:
