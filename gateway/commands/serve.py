@@ -5,11 +5,12 @@ import contextlib
 import logging
 import sys
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from gateway.commands.loading import LoadingBars
 from gateway.commands.options import (
     AsJson,
     CommandFailed,
@@ -25,9 +26,6 @@ from gateway.runtime_address import remote_runtimes
 from gateway.runtime_config import local_folders, model_folders
 from gateway.settings import DEMO_MODEL, Settings, SettingsError
 from gateway.supervisor import Stack, StartFailed, run_stack
-
-if TYPE_CHECKING:
-    from rich.status import Status
 
 DEV_ACCOUNT = "development"
 DEV_TOKEN = "lorikeet serve --dev"  # noqa: S105 - the name of the token, not the token
@@ -87,10 +85,10 @@ def _override(settings: Settings, host: str | None, port: int | None) -> Setting
 
 async def _serve(settings: Settings, dev: bool, as_json: bool) -> None:
     folders = local_folders(settings)
-    with _starting(sorted(folders) or ["the gateway"], quiet=as_json) as status:
-        async with run_stack(settings, folders, status.update) as stack:
+    with LoadingBars(sorted(folders), quiet=as_json) as bars:
+        async with run_stack(settings, folders, bars.said) as stack:
             token = await _development_token(settings) if dev else None
-            status.stop()
+            bars.stop()
             _announce(stack, sorted(model_folders(settings)), token, as_json)
             try:
                 await asyncio.Event().wait()  # for ever: a signal cancels it
@@ -109,13 +107,6 @@ async def _development_token(settings: Settings) -> tuple[str, str]:
                 await client.revoke_token(old.id)
         _, secret = await client.create_token(account.id, DEV_TOKEN)
         return account.id, secret
-
-
-def _starting(models: list[str], *, quiet: bool) -> "Status":
-    from rich.console import Console
-    from rich.status import Status
-
-    return Status(f"loading {', '.join(models)}", console=Console(stderr=True, quiet=quiet))
 
 
 def _announce(stack: Stack, models: list[str], token: tuple[str, str] | None, as_json: bool) -> None:
