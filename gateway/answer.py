@@ -156,8 +156,12 @@ class Answer(Response):
         """The record, then the whole answer."""
         body = b""
         if last is not None and last.finish_reason is not None and last.usage is not None and error is None:
-            body = await self._whole(last.usage)
-            error = await self._record(200, [body], "application/json")
+            try:
+                body = await self._whole(last.usage)
+            except LorikeetError as failure:
+                error = failure
+            else:
+                error = await self._record(200, [body], "application/json")
         elif error is None:
             error = InternalError("the model's answer ended without usage")
         if error is None:

@@ -8,6 +8,7 @@
     ├── MethodNotSupported     405 7001    the path exists, the method does not
     ├── BadQuery               400 7001    a query parameter (filter key, enum) is not one of the allowed
     ├── BadInput               400 5006    the body breaks the schema, or an adapter file breaks a rule
+    ├── JsonModeUnmet          400 5024    no answer that satisfies the schema, or not a whole one
     ├── EmptyBody              400 3003    nothing was sent
     ├── GatewayNotConfigured   400 2001    `cf-aig-gateway-id` names a gateway that the account does not have
     ├── UnknownModel           400 5007    not in the catalogue, or no weights are configured for it
@@ -98,6 +99,10 @@ class BadQuery(InvalidRequest):
 
 class BadInput(InvalidRequest):
     code = 5006
+
+
+class JsonModeUnmet(InvalidRequest):
+    code = 5024
 
 
 class EmptyBody(InvalidRequest):

@@ -8,6 +8,7 @@ from gateway.errors import (
     ContextExceeded,
     FinetuneNotFound,
     InternalError,
+    JsonModeUnmet,
     OverCapacity,
     RequestTimeout,
     RuntimeUnavailable,
@@ -40,8 +41,9 @@ def raise_failure(failure: Failure, request: ResolvedRequest) -> NoReturn:
         case "timeout":
             raise RequestTimeout("the answer was not complete in time; ask for fewer tokens or try again")
         case "grammar":
-            param = "response_format" if request.request.json_schema is not None else "tools"
-            raise BadInput(f"AiError: Bad input: Error: JSON Mode couldn't be met: {failure.message}", param=param)
+            if request.request.json_schema is not None:
+                raise JsonModeUnmet(f"AiError: JSON Mode couldn't be met: {failure.message}", param="response_format")
+            raise BadInput(f"AiError: Bad input: Error: 'tools' cannot be enforced: {failure.message}", param="tools")
         case "adapter_missing":
             raise FinetuneNotFound(
                 f"AiError: AiError: Finetune {name} not found: its stored file is gone; upload it again"

@@ -16,10 +16,14 @@ async def run(request: Request, identity: Identity, services: Services) -> Respo
     model: str = request.path_params["model"]
     settings = request.query_params.multi_items()
 
-    def parse_body(body: bytes) -> ChatRequest:
-        return parse(body, settings, model)
+    reply = WorkersAIReply()
 
-    return Answer(request, Exchange(request, identity, model), identity, services, parse_body, WorkersAIReply())
+    def parse_body(body: bytes) -> ChatRequest:
+        asked = parse(body, settings, model)
+        reply.describe(asked)
+        return asked
+
+    return Answer(request, Exchange(request, identity, model), identity, services, parse_body, reply)
 
 
 ROUTES: tuple[ApiRoute, ...] = (ApiRoute("POST", ACCOUNT + "/ai/run/{model:path}", run, "workers_ai.read"),)

@@ -142,9 +142,6 @@ def refuse_unsupported(body: Body) -> None:
         bad("'best_of' must be 1; send one request per answer", "best_of")
     if bytes(body.requests).strip() != b"null":
         bad("batches ('requests') are not supported; send one request per answer", "requests")
-    wanted = bytes(body.response_format).strip()
-    if wanted != b"null" and b"".join(wanted.split()) != b'{"type":"text"}':
-        bad("'response_format' is not supported yet; leave it out", "response_format")
 
 
 def flag(name: str, value: Scalar, default: bool = False) -> bool:

@@ -10,6 +10,7 @@ from gateway.messages import ChatRequest, Chunk, FinishReason, ScoredText, Token
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
 from gateway.wire.priority_field import priority
+from gateway.wire.response_format import json_schema
 from gateway.wire.sampling_fields import sampling
 from gateway.wire.tools import tools
 from gateway.wire.turns import conversation
@@ -47,6 +48,7 @@ def parse(body: bytes) -> ChatRequest:
         include_usage=chat_body.flag("stream_options.include_usage", usage),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
         sampling=chosen,
+        json_schema=json_schema(fields),
         priority=priority(fields),
         tools=offered,
         tool_choice=choice,

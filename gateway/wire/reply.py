@@ -11,7 +11,10 @@ class Reply(Protocol):
     """Bytes only; status and headers are the same in every dialect and belong to `answer.py`."""
 
     def whole(self, choices: Sequence[Chunk], usage: Usage) -> bytes:
-        """The body of an answer that was not streamed; a choice is all its chunks as one, in order of `index`."""
+        """The body of an answer that was not streamed; a choice is all its chunks as one, in order of `index`.
+
+        Raises a LorikeetError for an answer that cannot be told in this shape.
+        """
         ...
 
     def piece(self, chunk: Chunk) -> bytes:

@@ -35,6 +35,11 @@ _SETTINGS: Final[dict[str, Any]] = {
         "description": "Among the account's own requests a lower one is served earlier.",
     },
     "ignore_eos": {"type": "boolean", "default": False, "description": "The model's own end does not end the answer."},
+    "response_format": {
+        "type": "object",
+        "properties": {"type": {"type": "string", "enum": ["text", "json_object", "json_schema"]}, "json_schema": {}},
+        "description": "The answer is JSON, by a schema if one is given.",
+    },
 }
 _MESSAGE: Final[dict[str, Any]] = {
     "type": "object",
@@ -63,7 +68,7 @@ OUTPUT_SCHEMA: Final[dict[str, Any]] = {
             "type": "object",
             "contentType": "application/json",
             "properties": {
-                "response": {"type": "string"},
+                "response": {"description": "The text; in JSON mode the value itself."},
                 "usage": {
                     "type": "object",
                     "properties": {

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from gateway.errors import LorikeetError
+from gateway.errors import JsonModeUnmet, LorikeetError
 from gateway.messages import ChatRequest, Chunk, ToolCallDelta, Usage
 from gateway.wire import chat_body, sse
 from gateway.wire.envelope import error_body
 from gateway.wire.priority_field import priority
+from gateway.wire.response_format import json_schema
 from gateway.wire.sampling_fields import sampling
 from gateway.wire.tools import tools
 from gateway.wire.turns import conversation
@@ -43,6 +44,7 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
         stream=chat_body.flag("stream", fields.stream),
         reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
         sampling=chosen,
+        json_schema=json_schema(fields),
         priority=priority(fields),
         tools=offered,
         tool_choice=choice,
@@ -50,11 +52,23 @@ def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequ
 
 
 class WorkersAIReply:
-    """`gateway.wire.reply.Reply` in the native shape."""
+    """`gateway.wire.reply.Reply` in the native shape. `describe` is called once the request is known."""
+
+    def __init__(self) -> None:
+        self._is_json = False
+
+    def describe(self, request: ChatRequest) -> None:
+        """In JSON mode the answer is a value, not its text."""
+        self._is_json = request.json_schema is not None
 
     def whole(self, choices: Sequence[Chunk], usage: Usage) -> bytes:
-        """The envelope; a finish reason has no place in the documented shape of these models."""
-        result: dict[str, object] = {"response": "".join(choice.text for choice in choices)}
+        """The envelope; a finish reason has no place in the documented shape of these models.
+
+        Raises JsonModeUnmet for an answer that was to be JSON and ended before it was.
+        """
+        text = "".join(choice.text for choice in choices)
+        is_json = self._is_json and not (text == "" and any(choice.tool_calls for choice in choices))
+        result: dict[str, object] = {"response": _json(text, choices) if is_json else text}
         if calls := [_call(call) for choice in choices for call in choice.tool_calls]:
             result["tool_calls"] = calls
         result["usage"] = _usage(usage)
@@ -78,6 +92,16 @@ class WorkersAIReply:
     def failure_event(self, error: LorikeetError) -> bytes:
         """The errors of the envelope as an event."""
         return sse.event({"errors": [{"code": error.code, "message": error.message}], "success": False})
+
+
+def _json(text: str, choices: Sequence[Chunk]) -> msgspec.Raw:
+    """The value exactly as the model wrote it."""
+    try:
+        return msgspec.json.decode(text, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        was_cut = any(choice.finish_reason == "length" for choice in choices)
+        why = "it needs more than max_tokens allows; raise it" if was_cut else "it ended at 'stop' or 'stop_token_ids'"
+        raise JsonModeUnmet(f"AiError: JSON Mode couldn't be met: the answer is incomplete: {why}") from None
 
 
 def _call(call: ToolCallDelta) -> dict[str, object]:

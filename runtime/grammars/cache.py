@@ -4,9 +4,9 @@
         └─> flight, one per grammar however many ask:  queued ──an account's turn──> compiling ──> entry
                                                           └──nobody waits any more──> dropped
 
-What is held: entries up to `max_bytes`, the least used leave first, those that failed for a passing reason after
-PASSING_S; flights up to a number in all and per account; waiting callers up to a number. Beyond these GrammarsBusy is
-raised. Accounts take turns for the threads, so the schemas of one cannot hold up those of another for long.
+What is held: entries up to `max_bytes`, the least used leave first; flights up to a number in all and per account;
+waiting callers up to a number. Beyond these GrammarsBusy is raised, and for PASSING_S after a failure that was not the
+grammar's fault. Accounts take turns for the threads, so the schemas of one cannot hold up those of another for long.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ Compile = Callable[[Grammar], tuple[Prepared, int]]
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """forget_at: None when the grammar itself is at fault."""
+    """forget_at: None when the grammar itself is at fault; else it is worth another try from then on."""
 
     reason: str
     forget_at: float | None
@@ -110,7 +110,7 @@ class GrammarCache:
             flight = self._flights.get(grammar) or self._begin(grammar, account_id)
             known = await self._wait(flight)
         if isinstance(known, _Problem):
-            raise GrammarInvalid(known.reason)
+            raise GrammarInvalid(known.reason) if known.forget_at is None else GrammarsBusy(known.reason)
         return known.start()
 
     def close(self) -> None:
@@ -171,15 +171,14 @@ class GrammarCache:
         self._num_compiling -= 1
         del self._flights[flight.grammar]
         value, size = self._outcome(work)
-        if not (isinstance(value, _Problem) and value.forget_at == self._clock()):
-            self._entries.put(flight.grammar, value, size)
+        self._entries.put(flight.grammar, value, size)
         if not flight.landed.done():
             flight.landed.set_result(value)
         self._launch()
 
     def _outcome(self, work: asyncio.Future[tuple[Prepared, int]]) -> tuple[Prepared | _Problem, int]:
         if work.cancelled():
-            return _Problem("this runtime is stopping", self._clock()), 0
+            return _Problem("this runtime is stopping", self._clock() + PASSING_S), 0
         error = work.exception()
         if error is None:
             self.num_compiled += 1

@@ -178,7 +178,10 @@ async def test_the_list_of_models(client: openai.AsyncOpenAI) -> None:
         ({"model": DEMO_MODEL, "messages": HELLO, "logprobs": True, "top_logprobs": -1}, "from 0 to 20"),
         ({"model": DEMO_MODEL, "messages": HELLO, "tools": [{"type": "function"}]}, "'tools[0]' must have a name"),
         ({"model": DEMO_MODEL, "messages": HELLO, "logit_bias": {"5": 1000}}, "'logit_bias'"),
-        ({"model": DEMO_MODEL, "messages": HELLO, "response_format": {"type": "json_schema"}}, "'response_format'"),
+        (
+            {"model": DEMO_MODEL, "messages": HELLO, "response_format": {"type": "json_schema"}},
+            "'response_format.json_schema'",
+        ),
         ({"model": DEMO_MODEL, "messages": HELLO, "max_completion_tokens": 0}, "'max_tokens'"),
         ({"model": 5, "messages": HELLO}, "'model'"),
         ({"model": DEMO_MODEL, "messages": HELLO, "stream_options": 5}, "'stream_options'"),

@@ -23,6 +23,17 @@ def user(content: Any, role: Any = "user") -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content}]}
 
 
+def schema(value: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": value}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"items": value}
+    return value
+
+
 BODIES: list[tuple[Any, int, int, str]] = [
     (b"", 400, 3003, "no body"),
     (b"  \n ", 400, 3003, "no body"),
@@ -69,7 +80,24 @@ BODIES: list[tuple[Any, int, int, str]] = [
     ({"prompt": "x", "stop": "y" * 1000}, 400, 5006, "'stop'"),
     ({"prompt": "x", "stop": [5]}, 400, 5006, "'stop"),
     ({"prompt": "x", "tools": [{"name": "f"}]}, 400, 5006, "'tools' need 'messages' without 'raw'"),
-    ({"prompt": "x", "response_format": {"type": "json_object"}}, 400, 5006, "'response_format'"),
+    ({"prompt": "x", "response_format": "json"}, 400, 5006, "'response_format' must be an object with the type"),
+    (
+        {"prompt": "x", "response_format": {"type": "xml"}},
+        400,
+        5006,
+        "'response_format' must be an object with the type",
+    ),
+    ({"prompt": "x", "response_format": {"type": "json_schema"}}, 400, 5006, "'response_format.json_schema' must be"),
+    ({"prompt": "x", "response_format": schema([])}, 400, 5006, "'response_format.json_schema' must be"),
+    ({"prompt": "x", "response_format": schema({"name": "n", "strict": True})}, 400, 5006, "'name' and 'schema'"),
+    ({"prompt": "x", "response_format": schema(deep(65))}, 400, 5006, "nested at most 64 deep"),
+    ({"prompt": "x", "response_format": schema({"title": "t" * 70_000})}, 400, 5006, "at most 65536 bytes"),
+    (
+        b'{"prompt": "x", "response_format": {"a": ' + b"[" * 9_000 + b"]" * 9_000 + b"}}",
+        400,
+        5006,
+        "nested too deeply",
+    ),
     ({"prompt": "x", "n": 2}, 400, 5006, "'n' must be 1"),
     ({"prompt": "x", "n": 0}, 400, 5006, "'n' must be a whole number from 1 to 8"),
     ({"prompt": "x", "best_of": 2}, 400, 5006, "'best_of' must be 1"),

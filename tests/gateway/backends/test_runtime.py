@@ -202,7 +202,7 @@ async def test_ignoring_the_end_leaves_only_the_callers_own_stops(tmp_path: Path
         ("too_long", errors.ContextExceeded, "because of too_long"),
         ("timeout", errors.RequestTimeout, "in time"),
         ("internal", errors.InternalError, "try again"),
-        ("grammar", errors.BadInput, "JSON Mode couldn't be met: .*because of grammar"),
+        ("grammar", errors.BadInput, "'tools' cannot be enforced: because of grammar"),
     ],
 )
 async def test_failures_are_typed(tmp_path: Path, kind: Any, error: type[Exception], said: str) -> None:
@@ -214,6 +214,13 @@ async def test_failures_are_typed(tmp_path: Path, kind: Any, error: type[Excepti
         if kind in ("overloaded", "adapter_unavailable"):
             assert isinstance(caught.value, errors.LorikeetError)
             assert caught.value.retry_after_s == 7.0
+
+
+async def test_a_schema_that_cannot_be_met_has_the_contracts_code(tmp_path: Path) -> None:
+    async with scripted(tmp_path, failure("grammar")) as (_, backend):
+        asked = msgspec.structs.replace(resolved("x").request, json_schema="{}")
+        with pytest.raises(errors.JsonModeUnmet, match="AiError: JSON Mode couldn't be met: because of grammar"):
+            await answer(backend, msgspec.structs.replace(resolved("x"), request=asked))
 
 
 async def test_a_schema_is_sent_beside_the_sequence(tmp_path: Path) -> None:
