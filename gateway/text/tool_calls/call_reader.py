@@ -94,9 +94,9 @@ class CallReader:
                 raise NotJson
             self.name = name
         elif self._key in _ARGUMENTS and not self._complete:
-            self._complete = True
             if not is_object:
                 self._fresh = [_unwrapped(self._value.text)]
+            self._complete = True
 
 
 def _unwrapped(text: str) -> str:

@@ -155,10 +155,10 @@ class CallParser:
         return self._place == "after" and said != "" and self._syntax.closing.startswith(said)
 
     def _no_call(self) -> None:
-        """What is held is text; white space may still belong to a call that follows."""
-        self._place, self._in_list = "text", False
-        if self._span or self._held.strip(SPACES):
+        """What is held is text; white space, or half a closing, may still belong to a call that follows."""
+        if self._place != "after" and (self._span or self._held.strip(SPACES)):
             self._give_back()
+        self._place, self._in_list = "text", False
 
     def _step_call(self, char: str) -> int:
         try:
