@@ -1,4 +1,4 @@
-"""Folders of the newer families, written by transformers, answer through the public API, also with an adapter."""
+"""A folder of every family, written by transformers, answers through the public API, also with an adapter."""
 
 import shutil
 from pathlib import Path
@@ -12,6 +12,9 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -32,7 +35,14 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "initializer_range": 0.2,
 }  # fmt: skip
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32, "rope_theta": 5e5,
+}  # fmt: skip
 BASES: dict[str, PretrainedConfig] = {
+    "@cf/ours/llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3, tie_word_embeddings=True),
+    "@cf/ours/mistral": MistralConfig(**SIZES, sliding_window=7),
+    "@cf/ours/gemma": GemmaConfig(**{**SIZES, "num_key_value_heads": 1}, head_dim=16),
     "@cf/ours/gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=7, query_pre_attn_scalar=16),
     "@cf/ours/gemma3": Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=7, query_pre_attn_scalar=16),
     "@cf/ours/qwen2.5": Qwen2Config(**SIZES),
@@ -42,7 +52,7 @@ PROMPT = "What does Molbury sell at the market?"
 ADAPTED = "@cf/ours/qwen3"
 
 
-def test_newer_families_answer_as_transformers_does(tmp_path: Path) -> None:
+def test_every_family_answers_as_transformers_does(tmp_path: Path) -> None:
     models = {name: _base(tmp_path / name, config) for name, config in BASES.items()}
     text = "demo_model = false\n" + "".join(f'[models."{name}"]\npath = "{tmp_path / name}"\n' for name in BASES)
     (tmp_path / "lorikeet.toml").write_text(text)
