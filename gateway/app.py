@@ -119,8 +119,17 @@ async def open_services(
         await finetunes.sweep()
         log_store = await LogStore.open(database, objects, data_dir.logs, settings.logs)
         stack.push_async_callback(log_store.aclose)
+        clients: dict[str, RuntimeClient] = {}
         if backends is None:
-            backends = await _open_runtimes(stack, settings, catalog, runtime_sockets, runtime_token)
+            clients = await _open_clients(stack, settings, catalog, runtime_sockets, runtime_token)
+            backends = {
+                name: await _runtime_backend(settings, catalog.get(name), client) for name, client in clients.items()
+            }
+
+        def hang_up() -> None:
+            for client in clients.values():
+                client.hang_up()
+
         yield Services(
             settings=settings,
             database=database,
@@ -133,6 +142,7 @@ async def open_services(
             pipeline=Pipeline(catalog, finetunes, backends, telemetry),
             telemetry=telemetry,
             bodies=BodyBudget(settings.server.body_buffer_bytes),
+            hang_up=hang_up,
         )
 
 
@@ -149,19 +159,16 @@ async def _open_objects(settings: Settings) -> ObjectStore:
     )
 
 
-async def _open_runtimes(
+async def _open_clients(
     stack: AsyncExitStack, settings: Settings, catalog: Catalog, sockets: Mapping[str, Path], token: str
-) -> dict[str, Backend]:
+) -> dict[str, RuntimeClient]:
     """A client per runtime, connecting in the background: the gateway starts without waiting for any of them."""
     gateway_id, remote = new_id(), remote_runtimes(settings)
-    backends: dict[str, Backend] = {}
+    clients: dict[str, RuntimeClient] = {}
     for name in (*sockets, *remote):
-        model = catalog.get(name)
-        formats = {ALIASES.get(key, key): asked.tool_format for key, asked in settings.models.items()}
-        tokenizer = await asyncio.to_thread(_load_tokenizer, model, formats.get(model.name))
-        here = name in sockets
+        model, here = catalog.get(name), name in sockets
         address = RuntimeAddress(str(sockets[name])) if here else remote[name].address
-        client = await stack.enter_async_context(
+        clients[model.name] = await stack.enter_async_context(
             RuntimeClient(
                 socket_path=address.socket_path or None,
                 host=address.host or None,
@@ -173,14 +180,19 @@ async def _open_runtimes(
                 check=RuntimeMatch(model),
             )
         )
-        backends[model.name] = RuntimeBackend(
-            client,
-            tokenizer,
-            context_window=model.context_window,
-            restart_wait_s=settings.runtime.restart_wait_s,
-            request_timeout_s=settings.server.request_timeout_s,
-        )
-    return backends
+    return clients
+
+
+async def _runtime_backend(settings: Settings, model: CatalogModel, client: RuntimeClient) -> Backend:
+    formats = {ALIASES.get(key, key): asked.tool_format for key, asked in settings.models.items()}
+    tokenizer = await asyncio.to_thread(_load_tokenizer, model, formats.get(model.name))
+    return RuntimeBackend(
+        client,
+        tokenizer,
+        context_window=model.context_window,
+        restart_wait_s=settings.runtime.restart_wait_s,
+        request_timeout_s=settings.server.request_timeout_s,
+    )
 
 
 def _replace_hung(model: str, pid: int) -> None:

@@ -81,6 +81,9 @@ async def run(config: GatewayConfig, stop: asyncio.Event, lifeline: asyncio.Futu
                 await stop.wait()
                 public.should_exit = admin.should_exit = True
                 public.force_exit = admin.force_exit = lifeline.done()
+                # What still runs then is told so and logged; uvicorn, a second later, would just cut it off.
+                end = asyncio.get_running_loop().call_later(settings.server.drain_s, app.state.services.hang_up)
+            end.cancel()
 
 
 def _server(app: ASGIApp, drain_s: float) -> _Server:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from gateway.accounts import Accounts
     from gateway.backends.base import Backend
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Services:
-    """Everything open. `backends` maps a catalogue name to what answers for it."""
+    """Everything open. `backends` maps a catalogue name to what answers for it; `hang_up` ends all running answers
+    with a typed error, at the end of a drain.
+    """
 
     settings: Settings
     database: Database
@@ -39,3 +41,4 @@ class Services:
     pipeline: Pipeline
     telemetry: Telemetry
     bodies: BodyBudget
+    hang_up: Callable[[], None]

@@ -121,7 +121,11 @@ async def run_stack(
         host, port = listener.getsockname()[:2]
         stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes, memory)
         async with _supervised(stack, data_dir, settings.server.drain_s, say):
-            yield stack
+            try:
+                yield stack
+            finally:
+                # Newcomers are refused while the gateway drains; they would wait in this socket's queue for nobody.
+                listener.close()
 
 
 def _planned_memory(settings: Settings, folders: dict[str, Path]) -> dict[str, RuntimeMemory]:

@@ -118,6 +118,11 @@ class RuntimeClient:
                 await self._task
             self._task = None
 
+    def hang_up(self) -> None:
+        """Ends the connection for good: every stream, and whoever waits for a runtime, gets RuntimeLost at once."""
+        if self._task is not None:
+            self._task.cancel()
+
     @property
     def ready(self) -> bool:
         """True while a runtime has welcomed this client."""
@@ -133,6 +138,8 @@ class RuntimeClient:
         try:
             async with asyncio.timeout(timeout_s):
                 while self.model is None or not self.ready:
+                    if self._task is None or self._task.done():
+                        raise RuntimeLost(self._problem)
                     await self._ready.wait()
         except TimeoutError as error:
             raise RuntimeLost(f"no runtime within {timeout_s:g} s: {self._problem}") from error
@@ -240,6 +247,7 @@ class RuntimeClient:
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
         finally:
             self._problem = "the client is closed"
+            self._ready.set()  # wakes who waits for it; they see that nothing will come
             self._disconnected()
 
     async def _serve_connection(self) -> bool:

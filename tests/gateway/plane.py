@@ -144,6 +144,7 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         pipeline=missing,
         telemetry=missing,
         bodies=missing,
+        hang_up=missing,
     )
 
     async def failed(request: Request, error: Exception) -> Response:

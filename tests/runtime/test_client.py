@@ -249,6 +249,26 @@ async def test_a_client_that_closes_ends_its_streams(tmp_path: Path) -> None:
         await running.until(running=0, free_blocks=256)
 
 
+async def test_hanging_up_ends_streams_and_whoever_waits(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        running.runner.gate.clear()
+        asked = asyncio.create_task(ask(client))
+        absent = RuntimeClient(socket_path=tmp_path / "none", token=TOKEN, gateway_id="g")
+        async with absent:
+            waiting = asyncio.create_task(absent.wait_ready(60))
+            await asyncio.sleep(0)  # both have begun
+            client.hang_up()
+            absent.hang_up()
+            for task in (asked, waiting):
+                with pytest.raises(RuntimeLost, match="closed"):
+                    await asyncio.wait_for(task, 5)
+            with pytest.raises(RuntimeLost, match="closed"):
+                await absent.wait_ready(60)
+        running.runner.gate.set()
+        await running.until(running=0, waiting=0, free_blocks=256)
+
+
 async def test_a_prompt_that_no_frame_can_hold_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path) as running, running.client() as client:
         await client.wait_ready(5)
