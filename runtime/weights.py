@@ -1,14 +1,14 @@
 """The tensors of a Hugging Face folder, from the files that `shards.py` finds.
 
-The one file that knows safetensors. Files are memory-mapped and each tensor is copied straight to its place in the
-decoder's (often fused) weights, converted on the way, so loading never holds a second copy of the model. A tensor that
-no one asked for is an error, because a decoder that ignores weights gives wrong answers.
+The one file that knows safetensors. Each tensor is copied from a mapping of its own straight to its place in the
+decoder's (often fused) weights, converted on the way, so loading never holds a second copy of the model: a mapping that
+lasted would keep all that was read of the file in this process. A tensor that no one asked for is an error, because a
+decoder that ignores weights gives wrong answers.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,9 +23,9 @@ _DERIVED_SUFFIX: Final = ".rotary_emb.inv_freq"
 
 
 class Checkpoint:
-    """The open files of one folder. Use `open_checkpoint`; `finish` says whether every tensor was used."""
+    """The tensors of one folder by name. Use `open_checkpoint`; `finish` says whether every tensor was used."""
 
-    def __init__(self, folder: Path, files: dict[str, Any], progress: Callable[[float], None] | None) -> None:
+    def __init__(self, folder: Path, files: dict[str, Path], progress: Callable[[float], None] | None) -> None:
         self._folder = folder
         self._files = files
         self._left = {name for name in files if not name.endswith(_DERIVED_SUFFIX)}
@@ -71,7 +71,8 @@ class Checkpoint:
         if file is None:
             raise ModelInvalid(f"{self._folder}: tensor {name} is missing")
         try:
-            stored: torch.Tensor = file.get_tensor(name)
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                stored: torch.Tensor = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelInvalid(f"{self._folder}: tensor {name} cannot be read: {error}") from error
         if tuple(stored.shape) != shape:
@@ -84,26 +85,24 @@ class Checkpoint:
         return stored
 
 
-@contextlib.contextmanager
-def open_checkpoint(folder: Path, progress: Callable[[float], None] | None = None) -> Iterator[Checkpoint]:
-    """Opens every file of the folder. `progress` gets the fraction of tensors read, 0 to 1.
+def open_checkpoint(folder: Path, progress: Callable[[float], None] | None = None) -> Checkpoint:
+    """Reads the headers of every file of the folder. `progress` gets the fraction of tensors read, 0 to 1.
 
     Raises ModelInvalid when a file is missing, truncated or not safetensors, or when the index contradicts the files.
     """
     shards, wanted = shard_names(folder)
-    with contextlib.ExitStack() as stack:
-        files: dict[str, Any] = {}
-        for shard in shards:
-            try:
-                file = stack.enter_context(safe_open(folder / shard, framework="pt", device="cpu"))
+    files: dict[str, Path] = {}
+    for shard in shards:
+        try:
+            with safe_open(folder / shard, framework="pt", device="cpu") as file:
                 names = list(file.keys())
-            except (SafetensorError, OSError) as error:
-                raise ModelInvalid(f"{folder / shard} is not a readable safetensors file: {error}") from error
-            for name in names:
-                if name in files:
-                    raise ModelInvalid(f"{folder}: tensor {name} is in two files")
-                files[name] = file
-        missing = sorted(wanted - files.keys())
-        if missing:
-            raise ModelInvalid(f"{folder}: {INDEX_FILE} names tensors that no file holds: {', '.join(missing[:5])}")
-        yield Checkpoint(folder, files, progress)
+        except (SafetensorError, OSError) as error:
+            raise ModelInvalid(f"{folder / shard} is not a readable safetensors file: {error}") from error
+        for name in names:
+            if name in files:
+                raise ModelInvalid(f"{folder}: tensor {name} is in two files")
+            files[name] = folder / shard
+    missing = sorted(wanted - files.keys())
+    if missing:
+        raise ModelInvalid(f"{folder}: {INDEX_FILE} names tensors that no file holds: {', '.join(missing[:5])}")
+    return Checkpoint(folder, files, progress)

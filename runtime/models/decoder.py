@@ -77,10 +77,10 @@ def load_decoder(
     progress: Callable[[float], None] | None = None,
 ) -> Decoder:
     """Reads the folder's weights. Raises ModelInvalid when they are not exactly those of this decoder."""
-    with open_checkpoint(folder, progress) as checkpoint:
-        decoder = _Loader(checkpoint, config, cache, dtype, device).decoder()
-        checkpoint.finish()
-        return decoder
+    checkpoint = open_checkpoint(folder, progress)
+    decoder = _Loader(checkpoint, config, cache, dtype, device).decoder()
+    checkpoint.finish()
+    return decoder
 
 
 class _Loader:

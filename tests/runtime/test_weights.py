@@ -87,10 +87,10 @@ def test_the_spare_head_of_a_tied_model_is_ignored(folder: Path) -> None:
 
 def test_progress_rises_to_one(folder: Path) -> None:
     seen: list[float] = []
-    with open_checkpoint(folder, seen.append) as checkpoint:
-        for name, tensor in load_file(folder / "model.safetensors").items():
-            checkpoint.tensor(name, tuple(tensor.shape), torch.float32, CPU)
-        checkpoint.finish()
+    checkpoint = open_checkpoint(folder, seen.append)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        checkpoint.tensor(name, tuple(tensor.shape), torch.float32, CPU)
+    checkpoint.finish()
     assert seen == sorted(seen)
     assert (len(seen) > 10, seen[-1]) == (True, 1.0)
 
@@ -98,8 +98,7 @@ def test_progress_rises_to_one(folder: Path) -> None:
 def test_tensors_are_fused_and_converted(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
-    with open_checkpoint(folder) as checkpoint:
-        fused = checkpoint.fused(names, [tuple(stored[name].shape) for name in names], torch.bfloat16, CPU)
+    fused = open_checkpoint(folder).fused(names, [tuple(stored[name].shape) for name in names], torch.bfloat16, CPU)
     assert torch.equal(fused, torch.cat([stored[name] for name in names]).bfloat16())
 
 

@@ -1,6 +1,8 @@
 """Loading holds the model once: what is read comes from mapped files, whatever their number and dtype."""
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,27 @@ def test_no_second_copy_of_the_weights_is_held(dtype: torch.dtype, tmp_path: Pat
     assert weights > 60_000_000
     # A matrix stands twice while it is packed, and the allocator keeps some of the room of such small ones.
     assert 0.8 * weights < peak - before < 1.3 * weights
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from runtime.runner import TorchRunner
+options = {"device": "cpu", "threads": 1, "kv_bytes": 1 << 20, "block_tokens": 16, "adapter_rows": 8, "max_slots": 1}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+runner = TorchRunner.load(Path(sys.argv[1]), dtype="bfloat16", **options)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((peak - before) * 1024, runner.num_parameters * 2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux")
+def test_a_process_that_loads_never_grows_by_twice_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel's own high-water mark, with what is mapped of the files."""
+    for name, value in (("LAYERS", 8), ("HIDDEN", 1024), ("WIDE", 2816), ("VOCAB", 16000)):
+        monkeypatch.setattr(sys.modules[__name__], name, value)
+    write_folder(tmp_path, torch.bfloat16)
+    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, check=True)
+    grown, weights = map(int, done.stdout.split())
+    assert weights > 230_000_000
+    assert 0.9 * weights < grown < 1.4 * weights
