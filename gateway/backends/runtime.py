@@ -156,7 +156,7 @@ class RuntimeBackend:
 
 def _grammar(asked: ChatRequest, tokenizer: Tokenizer) -> Grammar | None:
     """What the answer must look like, if anything."""
-    lark = call_grammar(tokenizer.tool_format, asked, tokenizer.control_ids)
+    lark = call_grammar(tokenizer.tool_format, asked, tokenizer.mark_ids)
     if lark is not None:
         return Grammar("lark", lark)
     if asked.json_schema is not None:

@@ -47,7 +47,8 @@ class PromptTooLong(Exception):
 class Tokenizer:
     """One base's tokenizer and chat template. Immutable after construction; safe to use from several threads.
 
-    `encoder` recognises special tokens in text, `plain` never does. `tool_format`: how the base calls functions.
+    `encoder` recognises special tokens in text, `plain` never does. `tool_format`: how the base calls functions, with
+    `mark_ids`, the tokens of its own that this takes.
     """
 
     def __init__(
@@ -66,15 +67,13 @@ class Tokenizer:
         self.eos_token_id = encoder.token_to_id(eos) if eos else None
         self.tool_format = choose_format(template.source, tool_format) if template.knows_tools else None
         added = {token.content: (token_id, token) for token_id, token in encoder.get_added_tokens_decoder().items()}
-        self.control_ids = {text: token_id for text, (token_id, token) in added.items() if token.special}
-        self.special_ids = frozenset(self.control_ids.values())
+        special = [text for text, (_, token) in added.items() if token.special]
+        self.special_ids = frozenset(added[text][0] for text in special)
         marks = [text for text in self.tool_format.tokens if text in added] if self.tool_format else []
-        self.call_marks = {
-            added[text][0]: text for text in marks if self.tool_format and text in self.tool_format.marks
-        }
+        self.mark_ids = {text: added[text][0] for text in marks}
         plain.add_special_tokens([AddedToken(text, normalized=False) for text in marks])
         plain.encode_special_tokens = True
-        self._control = _any_of([*self.control_ids, *marks])
+        self._control = _any_of([*special, *marks])
         self._longest_token_bytes = max((len(token.encode()) for token in encoder.get_vocab()), default=1)
 
     @classmethod
@@ -132,6 +131,12 @@ class Tokenizer:
             return None
         eager = request.stream and request.dialect == "openai"
         return self.tool_format.parser(request.offered, eager=eager, at_most_one=not request.tool_choice.parallel)
+
+    def call_marks(self, request: ChatRequest) -> dict[int, str]:
+        """The tokens that this parser must see, spelled."""
+        if self.tool_format is None or not request.offered:
+            return {}
+        return {self.mark_ids[text]: text for text in self.tool_format.marks if text in self.mark_ids}
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as the model would see it inside a message."""

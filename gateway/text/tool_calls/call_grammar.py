@@ -14,6 +14,7 @@ from gateway.messages import Tool, ToolChoice
 
 MAX_CALLS: Final = 8  # of one answer that must call
 _GUIDANCE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_FLEXIBLE: Final = {"whitespace_pattern": r"[\x20\x0A\x09]{1,32}"}  # as for answers that are JSON without tools
 # Beside these, more keys than `properties` names may be meant.
 _OPEN: Final = frozenset({
     "$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "propertyNames", "minProperties",
@@ -35,6 +36,11 @@ def call_rules(tools: tuple[Tool, ...], choice: ToolChoice, arguments_key: str) 
 def repeated(choice: ToolChoice) -> str:
     """How often more calls may follow the first: `{0,…}`, or nothing when there may be one only."""
     return f"{{0,{MAX_CALLS - 1}}}" if choice.parallel and choice.name is None else ""
+
+
+def schema_rule(schema: str) -> str:
+    """JSON that a schema (text) accepts; what the schema says to the library itself does not count."""
+    return "%json " + json.dumps({**msgspec.json.decode(schema), "x-guidance": _FLEXIBLE})
 
 
 def literal(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import Final
 
 from gateway.messages import ChatRequest
 from gateway.text.tool_calls.base import FormatName, ToolFormat
-from gateway.text.tool_calls.call_grammar import literal
+from gateway.text.tool_calls.call_grammar import literal, schema_rule
 from gateway.text.tool_calls.hermes import Hermes
 from gateway.text.tool_calls.llama3 import Llama3
 from gateway.text.tool_calls.mistral import Mistral
@@ -20,17 +20,19 @@ def choose_format(template: str, wanted: FormatName | None) -> ToolFormat | None
     return next((known for known in FORMATS if known.recognises(template)), None)
 
 
-def call_grammar(known: ToolFormat | None, asked: ChatRequest, control_ids: Mapping[str, int]) -> str | None:
+def call_grammar(known: ToolFormat | None, asked: ChatRequest, mark_ids: Mapping[str, int]) -> str | None:
     """Lark for an answer that must be calls, or else, with a JSON schema, calls or such JSON; None for neither.
 
-    A control token is named by its id, because no text makes it; one that the vocabulary has as ordinary text is text.
+    A mark that is a token of its own is named by its id, because no text makes it; in other vocabularies it is text.
     """
 
     def spell(token: str) -> str:
-        return f"<[{control_ids[token]}]>" if token in control_ids else literal(token)
+        return f"<[{mark_ids[token]}]>" if token in mark_ids else literal(token)
 
     choice = asked.tool_choice
     if known is None or not asked.offered or (choice.mode == "auto" and asked.json_schema is None):
         return None
-    start = "start: calls\n" if choice.mode == "required" else f"start: calls | json\njson: %json {asked.json_schema}\n"
+    start = "start: calls\n"
+    if choice.mode != "required":
+        start = f"start: calls | json\njson: {schema_rule(asked.json_schema or '{}')}\n"
     return start + known.calls(asked.offered, choice, spell)

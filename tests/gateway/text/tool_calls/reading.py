@@ -22,6 +22,24 @@ class Read:
     num_whole: int = 0
     is_half_told: bool = False
 
+    def take(self, parsed: Parsed) -> None:
+        """What the parser gives next."""
+        self.text += parsed.text
+        self.spent += parsed.spent
+        for call in parsed.calls:
+            if call.index == len(self.calls):
+                assert call.id is not None
+                assert call.name is not None
+                self.calls.append((call.name, call.arguments))
+                self.ids.append(call.id)
+                self.pieces.append(1)
+            else:
+                assert (call.index, call.id, call.name) == (len(self.calls) - 1, None, None)
+                assert call.arguments
+                name, arguments = self.calls[-1]
+                self.calls[-1] = (name, arguments + call.arguments)
+                self.pieces[-1] += 1
+
 
 def parser_of(name: str, *, eager: bool = False, at_most_one: bool = False) -> Parser:
     return next(f for f in FORMATS if f.name == name).parser(TOOLS, eager=eager, at_most_one=at_most_one)
@@ -30,25 +48,7 @@ def parser_of(name: str, *, eager: bool = False, at_most_one: bool = False) -> P
 def read(name: str, pieces: Iterable[str], *, eager: bool = False, at_most_one: bool = False) -> Read:
     parser, got = parser_of(name, eager=eager, at_most_one=at_most_one), Read()
     for piece in pieces:
-        _take(got, parser.push(piece))
-    _take(got, parser.flush())
+        got.take(parser.push(piece))
+    got.take(parser.flush())
     got.num_whole, got.is_half_told = parser.num_whole, parser.is_half_told
     return got
-
-
-def _take(got: Read, parsed: Parsed) -> None:
-    got.text += parsed.text
-    got.spent += parsed.spent
-    for call in parsed.calls:
-        if call.index == len(got.calls):
-            assert call.id is not None
-            assert call.name is not None
-            got.calls.append((call.name, call.arguments))
-            got.ids.append(call.id)
-            got.pieces.append(1)
-        else:
-            assert (call.index, call.id, call.name) == (len(got.calls) - 1, None, None)
-            assert call.arguments
-            name, arguments = got.calls[-1]
-            got.calls[-1] = (name, arguments + call.arguments)
-            got.pieces[-1] += 1
