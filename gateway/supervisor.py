@@ -12,12 +12,9 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
-import socket
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,9 +26,10 @@ from gateway.machine_memory import machine_bytes
 from gateway.memory_budget import MemoryExceeded, RuntimeMemory, plan_memory
 from gateway.runtime_address import RuntimeAddress
 from gateway.runtime_config import runtime_config
+from gateway.serving_places import StartFailed as StartFailed
+from gateway.serving_places import listen, owned, private_folder
 from gateway.settings import Settings, inherited_environ
 from runtime.errors import ModelInvalid
-from storage.lock_file import LockFile
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +39,6 @@ HEALTHY_AFTER_S = 30.0
 LIVENESS_S = 3.0  # between two looks at the gateway, and how long one look may take
 MAX_MISSED = 4
 MAX_LINE_BYTES = 1024 * 1024
-MAX_RUN_DIR_BYTES = 80  # a Unix socket's path has 107 bytes at most
-
-
-class StartFailed(Exception):
-    """The deployment cannot start with these settings; a child's own message is already on standard error."""
 
 
 @dataclass
@@ -90,9 +83,9 @@ async def run_stack(
     data_dir = DataDir(Path(settings.data_dir))
     memory = await asyncio.to_thread(_planned_memory, settings, folders)
     with (
-        _owned(data_dir),
-        _run_dir(data_dir) as run_dir,
-        _listen(settings.server.host, settings.server.port) as listener,
+        owned(data_dir),
+        private_folder(data_dir) as run_dir,
+        listen(settings.server.host, settings.server.port) as listener,
     ):
         token = secrets.token_hex(32)
         sockets = {model: run_dir / f"runtime-{index}.sock" for index, model in enumerate(folders)}
@@ -260,49 +253,3 @@ async def _stop(child: Child, drain_s: float) -> None:
             logger.warning("%s did not stop within %.0f s; killed", child.name, drain_s + 2.0)
             process.kill()
             await process.wait()
-
-
-@contextlib.contextmanager
-def _owned(data_dir: DataDir) -> Iterator[None]:
-    """The data folder, private and locked: one deployment serves it. Raises StartFailed."""
-    lock = LockFile(data_dir.serve_lock)
-    try:
-        data_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        holder = lock.acquire()
-    except OSError as error:
-        raise StartFailed(
-            f"data_dir = {str(data_dir.root)!r}: cannot be used ({error.strerror}); choose another with --data-dir"
-        ) from error
-    if holder is not None:
-        raise StartFailed(f"{data_dir.root} is served by process {holder}; stop it or choose another --data-dir")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _run_dir(data_dir: DataDir) -> Iterator[Path]:
-    """A private folder for sockets, empty: what a killed predecessor left is removed."""
-    if len(os.fsencode(data_dir.run)) <= MAX_RUN_DIR_BYTES:
-        shutil.rmtree(data_dir.run, ignore_errors=True)
-        data_dir.run.mkdir(mode=0o700)
-        try:
-            yield data_dir.run
-        finally:
-            shutil.rmtree(data_dir.run, ignore_errors=True)
-    else:
-        with tempfile.TemporaryDirectory(prefix="lorikeet-") as folder:
-            yield Path(folder)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Raises StartFailed when the address cannot be bound."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise StartFailed(
-            f"cannot listen on {host} port {port} ({os.strerror(error.errno) if error.errno else error}); choose "
-            "another with --host and --port, or LORIKEET_SERVER__HOST and LORIKEET_SERVER__PORT"
-        ) from error

@@ -49,6 +49,13 @@ def test_a_file_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytes
         ("[sever]\nport = 1", r"^sever: unknown key; allowed here: data_dir"),
         ("[runtime]\ndtype = 'int8'", r"runtime\.dtype = 'int8': not allowed; it must be one of 'float32', 'bfloat16'"),
         ("[runtime]\nkv_bytes = 0", r"runtime\.kv_bytes = 0: not allowed; it must be a whole number >= 1"),
+        (
+            "[runtime]\nmemory = 1",
+            r"runtime\.memory = 1: .* 'auto', or a number > 0 and <= 1, or a whole number >= 1048576",
+        ),
+        ("[models.'@cf/a/b']\npath = '/w'\nmemory = 1.5", r"models\.@cf/a/b\.memory = 1\.5: not allowed"),
+        ("[models.'@cf/a/b']\npath = '/w'\ntoken = 7", r"models\.@cf/a/b\.token = \*\*\*: not allowed"),
+        ("[runtime]\ntoken = 7", r"runtime\.token = \*\*\*: not allowed"),
         ("[telemetry]\nsample_ratio = 2.0", r"telemetry\.sample_ratio = 2\.0: .* a number >= 0 and <= 1"),
         ("demo_model = 'yes'", r"demo_model = 'yes': not allowed; it must be true or false"),
         ("server = 3", r"server = 3: not allowed; it must be a section"),
