@@ -114,7 +114,8 @@ class Tokenizer:
     def encode_messages(self, messages: Iterable[Message], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Template, then ids; the callers' words stay plain text. Raises TemplateFault."""
         guard = Guard(self._control)
-        text = self._template.render(turns(messages, guard), schemas(tools, guard) or None)
+        said = turns(messages, guard, self.tool_format.call_id) if self.tool_format else turns(messages, guard)
+        text = self._template.render(said, schemas(tools, guard) or None)
         if not guard.words:
             return self._encode(text)
         ids: list[int] = []

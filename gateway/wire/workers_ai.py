@@ -75,10 +75,14 @@ class WorkersAIReply:
         return _encode({"result": result, "success": True, "errors": [], "messages": []})
 
     def piece(self, chunk: Chunk) -> bytes:
-        """`{"response": "…"}`, and an event for the calls: whole ones, each told once."""
+        """`{"response": "…"}`, and an event for the calls: whole ones, each told once.
+
+        Here they have an index too: Cloudflare's own client takes calls without one for pieces of one call.
+        """
         said = sse.event({"response": chunk.text}) if chunk.text else b""
         if chunk.tool_calls:
-            said += sse.event({"response": "", "tool_calls": [_call(call) for call in chunk.tool_calls]})
+            calls = [{"index": call.index, **_call(call)} for call in chunk.tool_calls]
+            said += sse.event({"response": "", "tool_calls": calls})
         return said
 
     def ending(self, last: Chunk, usage: Usage) -> bytes:

@@ -59,6 +59,10 @@ class ToolFormat(Protocol):
         """Whether this chat template teaches the format."""
         ...
 
+    def call_id(self, said: str) -> str:
+        """A caller's id of a call, as the templates of this family take it; the same for the same id."""
+        ...
+
     def parser(self, tools: tuple[Tool, ...], *, eager: bool, at_most_one: bool) -> Parser:
         """eager: pieces of a call are told before it is known to be whole."""
         ...

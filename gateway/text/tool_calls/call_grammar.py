@@ -2,7 +2,8 @@
 
 Every family writes a call as an object of a name and arguments; what stands around it is the family's own affair. The
 separators are those of Python's json, in which models were trained; white space beyond them would let a model that
-does not know what to say go on for ever.
+does not know what to say go on for ever. Of a schema, what the library knows is enforced; the rest is the caller's to
+check, as for a call that was not forced: schemas of tools come from generators that write more than is needed.
 """
 
 import json
@@ -13,7 +14,9 @@ import msgspec
 from gateway.messages import Tool, ToolChoice
 
 MAX_CALLS: Final = 8  # of one answer that must call
-_GUIDANCE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_GUIDANCE: Final = {
+    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True,
+}  # fmt: skip
 _FLEXIBLE: Final = {"whitespace_pattern": r"[\x20\x0A\x09]{1,32}"}  # as for answers that are JSON without tools
 # Beside these, more keys than `properties` names may be meant.
 _OPEN: Final = frozenset({

@@ -24,6 +24,10 @@ class Hermes:
         """The opening, with JSON in it: others put XML there."""
         return "<tool_call>" in template and "<function=" not in template and "<arg_key>" not in template
 
+    def call_id(self, said: str) -> str:
+        """Any id: the templates do not show them."""
+        return said
+
     def parser(self, tools: tuple[Tool, ...], *, eager: bool, at_most_one: bool) -> CallParser:
         """See `ToolFormat.parser`."""
         return CallParser(_SYNTAX, tools, eager=eager, at_most_one=at_most_one)

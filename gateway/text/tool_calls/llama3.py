@@ -25,6 +25,10 @@ class Llama3:
         """The tag, or the role under which results go back."""
         return "<|python_tag|>" in template or "ipython" in template
 
+    def call_id(self, said: str) -> str:
+        """Any id: the templates do not show them."""
+        return said
+
     def parser(self, tools: tuple[Tool, ...], *, eager: bool, at_most_one: bool) -> CallParser:
         """See `ToolFormat.parser`."""
         return CallParser(_SYNTAX, tools, eager=eager, at_most_one=at_most_one)

@@ -1,9 +1,11 @@
 """Mistral with the v0.3 tokenizer: `[TOOL_CALLS]` and a list of `{"name": …, "arguments": …}`.
 
-Ids are nine letters and digits: the public templates refuse others. Later tokenizers write `name[ARGS]{…}`, which is
-another format and is not recognised.
+Ids are nine letters and digits: the public templates refuse others, so those are turned into such. Later tokenizers
+write `name[ARGS]{…}`, which is another format and is not recognised.
 """
 
+import hashlib
+import re
 from collections.abc import Callable
 
 from gateway.messages import Tool, ToolChoice
@@ -11,6 +13,7 @@ from gateway.text.tool_calls.base import FormatName
 from gateway.text.tool_calls.call_grammar import call_rules, repeated
 from gateway.text.tool_calls.parser import CallParser, Syntax
 
+_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _SYNTAX = Syntax("[TOOL_CALLS]", short_ids=True)
 
 
@@ -26,6 +29,10 @@ class Mistral:
     def recognises(self, template: str) -> bool:
         """The opening, without the marks of later formats."""
         return "[TOOL_CALLS]" in template and "[ARGS]" not in template
+
+    def call_id(self, said: str) -> str:
+        """One that is not ours, as clients make them up or bring them from other models, by its hash."""
+        return said if _ID.fullmatch(said) else hashlib.sha256(said.encode()).hexdigest()[:9]
 
     def parser(self, tools: tuple[Tool, ...], *, eager: bool, at_most_one: bool) -> CallParser:
         """See `ToolFormat.parser`."""

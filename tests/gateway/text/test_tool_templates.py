@@ -1,6 +1,7 @@
 """Prompts with tools: the same ids as transformers, and no word of a caller becomes a control token."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,25 @@ def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
         assert ours.encode_request(chat(hello, tools), 4096) == expected
 
 
-def test_ids_that_a_template_does_not_like_are_refused_in_its_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["call_1", "functions.tide_at:0", "abcdefgh-", "x" * 40])
+def test_ids_of_other_models_and_clients_are_made_to_fit(tmp_path: Path, said: str) -> None:
     tokenizer = Tokenizer.from_folder(tool_base(tmp_path, "mistral"))
-    call = msgspec.structs.replace(CALL, id="call_1")
+    talk = list(TALK)
+    talk[2] = Message("assistant", "", (msgspec.structs.replace(CALL, id=said),))
+    talk[3] = msgspec.structs.replace(talk[3], tool_call_id=said)
+    text = tokenizer.encoder.decode(tokenizer.encode_request(chat(tuple(talk)), 4096), skip_special_tokens=False)
+    called, answered = re.findall(r'"(?:id|call_id)": "([^"]*)"', text)
+    assert called == answered
+    assert re.fullmatch("[a-zA-Z0-9]{9}", called)
+
+
+def test_turns_that_a_template_does_not_like_are_refused_in_its_words(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(tool_base(tmp_path / "mistral", "mistral"))
     with pytest.raises(TemplateFault, match="nine letters and digits"):
-        tokenizer.encode_request(chat((Message("user", "x"), Message("assistant", "", (call,)))), 4096)
+        tokenizer.encode_request(chat((Message("user", "x"), Message("tool", "12"))), 4096)
+    tokenizer = Tokenizer.from_folder(tool_base(tmp_path / "llama3", "llama3"))
+    with pytest.raises(TemplateFault, match="one call a turn"):
+        tokenizer.encode_request(chat((Message("user", "x"), Message("assistant", "", (CALL, CALL)))), 4096)
 
 
 def poisoned(place: str, attack: str) -> ChatRequest:
@@ -173,9 +188,7 @@ def test_no_word_of_a_caller_becomes_control(tmp_path: Path, family: str) -> Non
     for place in PLACES:
         for attack in ATTACKS:
             if (place, family) == ("id", "mistral"):
-                with pytest.raises(TemplateFault):
-                    tokenizer.encode_request(poisoned(place, attack), 4096)
-                continue
+                continue  # turned into letters and digits
             harmless = tokenizer.encode_request(poisoned(place, ""), 4096)
             attacked = tokenizer.encode_request(poisoned(place, attack), 4096)
             assert Counter(t for t in attacked if t in marks) == Counter(t for t in harmless if t in marks), place

@@ -125,8 +125,26 @@ def test_schemas_as_callers_write_them(tmp_path: Path, parameters: str, argument
     assert [(name, json.loads(given)) for name, given in got.calls] == [("f", arguments)]
 
 
-def test_a_schema_that_cannot_be_enforced_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_enforced_is_left_to_the_caller(tmp_path: Path) -> None:
+    """As generators write schemas: with their dialect, formats and keywords that the library does not know."""
     base = Base(tmp_path, "hermes")
-    tool = Tool("f", "", '{"properties": {"x": {"type": "array", "uniqueItems": true}}}')
-    with pytest.raises(GrammarInvalid, match="uniqueItems"):
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {
+            "x": {"type": "array", "items": {"enum": [1]}, "uniqueItems": True, "maxItems": 1, "minItems": 1},
+            "y": {"enum": ["a"], "format": "no-such-format", "x-order": 1, "default": "a", "title": "Y"},
+        },
+        "required": ["x", "y"],
+        "additionalProperties": False,
+    }
+    asked = base.asked(ToolChoice("required"), tools=(Tool("f", "", json.dumps(schema)),))
+    got = base.read(asked, base.walk(base.compile(asked), 1))
+    assert {arguments for _, arguments in got.calls} == {'{"x": [1], "y": "a"}'}
+
+
+def test_a_schema_that_nothing_satisfies(tmp_path: Path) -> None:
+    base = Base(tmp_path, "hermes")
+    tool = Tool("f", "", '{"properties": {"x": false}, "required": ["x"]}')
+    with pytest.raises(GrammarInvalid):
         base.compile(base.asked(ToolChoice("required"), tools=(tool,)))
