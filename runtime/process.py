@@ -33,6 +33,7 @@ from runtime.grammars.constraint import Prepared
 from runtime.listen import bind
 from runtime.memory_plan import Limits, needs_of
 from runtime.model_size import ModelSize
+from runtime.own_thread import in_own_thread
 from runtime.protocol import EXIT_CONFIG, Grammar, ModelInfo
 from runtime.service import RuntimeService
 from runtime.slots import SlotPool
@@ -128,7 +129,7 @@ async def _run(config: RuntimeConfig) -> None:
         max_slots=max_slots,
         progress=_Progress(config.model),
     )
-    runner = await _unless_stopped(asyncio.to_thread(load), stop)
+    runner = await _unless_stopped(in_own_thread(load, "loading"), stop)
     model = ModelInfo(
         name=config.model,
         dtype=config.dtype,
