@@ -14,6 +14,7 @@ from gateway.wire import json_depth
 from gateway.wire.chat_body import Body, Part, Turn, TurnCall, bad
 
 MAX_CALLS: Final = 128  # of one turn
+MAX_WAITING: Final = 256  # for their results; of more, the first are taken for answered
 _ROLES: Final[dict[str, Role]] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
 }  # fmt: skip
@@ -36,6 +37,7 @@ def conversation(body: Body) -> tuple[str | None, tuple[Message, ...] | None]:
         message = _message(index, turn, len(messages))
         if message.role == "assistant":
             waiting += message.tool_calls
+            del waiting[:-MAX_WAITING]
         elif message.role == "tool":
             message = _answering(message, waiting)
         messages.append(message)
