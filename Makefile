@@ -8,10 +8,12 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --pro
 ONE_LINE := | awk '/^(Collecting|Downloading|Installing|Building)/ {printf "\r\033[K    %.70s", $$0; fflush()} END {printf "\r\033[K"}'
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
+PEERS := peers/llama
+PEER_PACKAGES := llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix train-demo clean
+.PHONY: help demo serve test check fix train-demo bench-runtime bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +38,14 @@ fix: $(VENV)/.dev ## let ruff mend what it can
 
 train-demo: $(VENV)/.dev ## make the demo base and its adapters anew (about six minutes on two cores)
 	@$(BIN)/python -m infra.demo.train
+
+bench-runtime: $(VENV)/.dev ## our runtime beside transformers + PEFT and llama.cpp (BENCH="--quick" for a short one)
+	@$(BIN)/python -m infra.bench.runtime $(BENCH)
+
+bench-peers: ## build llama.cpp for bench-runtime, in peers/ (about seven minutes; needs a C++ compiler)
+	@$(PEERS)/bin/python -c "import gguf, llama_cpp" 2>/dev/null || { echo "Building llama.cpp in $(PEERS) (about seven minutes)"; \
+		$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+		$(PEER_PACKAGES) $(ONE_LINE); }
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

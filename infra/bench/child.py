@@ -5,7 +5,6 @@ Standard library only, because llama.cpp's child runs in an environment without 
 Libraries that print go to standard error: standard output belongs to the answers.
 """
 
-import itertools
 import json
 import os
 import sys
@@ -24,12 +23,14 @@ class Times:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
 
-    def step(self, tokens: int) -> None:
-        """A step is done."""
+    def step(self, tokens: int, answered: int | None = None) -> None:
+        """A step is done, after which `answered` sequences have a token (default: those that got one in this step)."""
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
         self.tokens.append(tokens)
+        self.answered.append(tokens if answered is None else answered)
 
     def answer(self, answers: list[list[int]]) -> dict[str, Any]:
         """The record of `children.Measured`.
@@ -37,8 +38,7 @@ class Times:
         Decoding is counted from the first step at which every sequence has answered to the last one: prefill is not
         in it, nor is anything after the last token.
         """
-        so_far = itertools.accumulate(self.tokens)
-        first = next(step for step, tokens in enumerate(so_far) if tokens >= len(answers))
+        first = next(step for step, answered in enumerate(self.answered) if answered >= len(answers))
         wall = [after - before for before, after in zip(self.wall[first:], self.wall[first + 1 :], strict=False)]
         return {
             "first_s": self.wall[0] - self.began,

@@ -4,6 +4,7 @@ Only one child computes at any time; the others sleep on their standard input. W
 goes to a file, whose end is the reason in the row when it dies.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from infra.bench.busy import Clocks
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 THREADS: Final = 2
 
@@ -23,7 +26,10 @@ class ChildFailed(Exception):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """One batch. Seconds; `tokens` and `cpu_s` belong to `decode_s`, `steps_s` are the decode steps one by one."""
+    """One batch. Seconds; `tokens` and `cpu_s` belong to `decode_s`, `steps_s` are the decode steps one by one.
+
+    others: the share of the machine's CPUs that went to processes other than the child meanwhile.
+    """
 
     first_s: float
     decode_s: float
@@ -31,6 +37,7 @@ class Measured(msgspec.Struct, frozen=True):
     tokens: int
     steps_s: list[float]
     answers: list[list[int]]
+    others: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -40,6 +47,27 @@ class Measured(msgspec.Struct, frozen=True):
     @property
     def cpu_ms(self) -> float:
         """CPU milliseconds per decoded token."""
+        return 1e3 * self.cpu_s / self.tokens
+
+
+class Load(msgspec.Struct, frozen=True):
+    """A closed loop of requests, seen by the callers. Seconds; `gaps_s` lie between tokens, `cpu_s` is the server's."""
+
+    seconds: float
+    cpu_s: float
+    tokens: int
+    first_s: list[float]
+    gaps_s: list[float]
+    others: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second of the whole, prefill included."""
+        return self.tokens / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU milliseconds per token."""
         return 1e3 * self.cpu_s / self.tokens
 
 
@@ -78,12 +106,15 @@ class Child:
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # a question that a dead child never read
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
     def ask(self, op: str, **arguments: Any) -> Any:
         """The answer to one question. Raises ChildFailed."""
@@ -100,8 +131,18 @@ class Child:
 
     def batch(self, prompts: list[list[int]], adapters: list[str | None], tokens: int) -> Measured:
         """One batch of greedy answers of `tokens` tokens each. Raises ChildFailed."""
-        answer = self.ask("batch", prompts=prompts, adapters=adapters, tokens=tokens)
-        return msgspec.convert(answer, Measured)
+        return msgspec.convert(self._watched("batch", prompts, adapters, tokens), Measured)
+
+    def load(self, prompts: list[list[int]], adapters: list[str | None], tokens: int, concurrency: int) -> Load:
+        """The same as requests of `concurrency` callers. Raises ChildFailed."""
+        return msgspec.convert(self._watched("load", prompts, adapters, tokens, concurrency=concurrency), Load)
+
+    def _watched(
+        self, op: str, prompts: list[list[int]], adapters: list[str | None], tokens: int, **more: int
+    ) -> dict[str, Any]:
+        before = Clocks.read(self._process.pid)
+        answer = self.ask(op, prompts=prompts, adapters=adapters, tokens=tokens, **more)
+        return {**answer, "others": Clocks.read(self._process.pid).others(before)}
 
     def _read(self) -> Any:
         assert self._process.stdout is not None

@@ -111,7 +111,7 @@ class EngineChild:
         limits = EngineLimits(runner.num_blocks, BLOCK_TOKENS, ADAPTER_ROWS, max_running=MAX_RUNNING)
         self._engine = TimedEngine(self._timed, model, limits, self._adapters, time.monotonic)
         self._results: queue.SimpleQueue[StepResult | BaseException | None] = queue.SimpleQueue()
-        self._times = Times()
+        self._times, self._answered = Times(), set[int]()
         self._thread = EngineThread(self._engine, time.monotonic, on_step=self._stepped, on_end=self._results.put)
         self._adapters.post = self._thread.post
         self._thread.start()
@@ -125,7 +125,7 @@ class EngineChild:
             for number, (prompt, ref) in enumerate(zip(prompts, refs, strict=True))
         ]
         answers: list[list[int]] = [[] for _ in requests]
-        self._times = Times()
+        self._times, self._answered = Times(), set()
 
         def submit(engine: Engine) -> None:
             for request in requests:
@@ -174,9 +174,10 @@ class EngineChild:
         }
 
     def _stepped(self, result: StepResult) -> None:
-        tokens = sum(len(item.output.token_ids) for item in result.outputs)
-        if tokens:
-            self._times.step(tokens)
+        said = [item.output for item in result.outputs if item.output.token_ids]
+        if said:
+            self._answered.update(output.sequence_id for output in said)
+            self._times.step(sum(len(output.token_ids) for output in said), len(self._answered))
         self._results.put(result)
 
 

@@ -5,8 +5,8 @@
 
 llama.cpp rotates neighbouring pairs of a head where Hugging Face rotates its two halves, so the rows of q and k (and
 of their lora_B) are interleaved here. Vectors stay f32, as llama.cpp wants them. The vocabulary has no texts: token
-ids go in and out. That the result is the same model is shown by equal greedy tokens in f32 (`make bench-runtime`
-checks it in every run and refuses the comparison otherwise).
+ids go in and out. That the result is the same model is shown by equal greedy tokens in f32: `single.same` of `make
+bench-runtime`, and a test where llama.cpp is built.
 """
 
 import argparse

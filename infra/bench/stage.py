@@ -52,6 +52,14 @@ class Stage:
         """The engine in process."""
         return self._child("ours", "infra.bench.engine_child", [str(self.folder), self.dtype])
 
+    def service(self) -> Child:
+        """A runtime process behind its socket."""
+        return self._child("served", "infra.bench.service_child", [str(self.folder), self.dtype])
+
+    def memory(self, num_bytes: int) -> Child:
+        """Reads so many bytes per "token"."""
+        return self._child("memory", "infra.bench.memory_child", [str(num_bytes)])
+
     def transformers(self) -> Child:
         """The base alone."""
         return self._child("transformers", "infra.bench.transformers_child", [str(self.folder), self.dtype])
@@ -84,12 +92,6 @@ class Stage:
         if done.returncode:
             raise ChildFailed(f"conversion to GGUF: {done.stderr.strip().splitlines()[-1:]}")
         return out
-
-    def close(self, *names: str) -> None:
-        """Ends children that later cases do not need, for their memory."""
-        for name in names:
-            if name in self._children:
-                self._children.pop(name).close()
 
     def _child(self, name: str, module: str, arguments: list[str], python: str = sys.executable) -> Child:
         if name in self._failed:
