@@ -35,8 +35,9 @@ Said = int | asyncio.Event | str | Failure
 class ScriptedRuntime:
     """`script` decides what is said to a Submit; `aborted` and `submitted` tell what the gateway did."""
 
-    def __init__(self, script: Callable[[Submit], Sequence[Said]]) -> None:
+    def __init__(self, script: Callable[[Submit], Sequence[Said]], info: ModelInfo = INFO) -> None:
         self.script = script
+        self.info = info
         self.submitted: list[Submit] = []
         self.aborted: list[int] = []
         self.stats = Stats()
@@ -72,7 +73,7 @@ class ScriptedRuntime:
                 while (body := await read_frame(reader)) is not None:
                     match decode_client(body):
                         case Hello():
-                            writer.write(encode(Welcome(PROTOCOL_VERSION, INFO, 1)))
+                            writer.write(encode(Welcome(PROTOCOL_VERSION, self.info, 1)))
                         case Ping(sent_at):
                             writer.write(encode(Pong(sent_at, self.stats)))
                         case Submit() as submit:
