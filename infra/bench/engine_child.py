@@ -6,6 +6,7 @@ of `execute` that turns records into tensors (`StepBuilder.build`), from wrapper
 """
 
 import argparse
+import asyncio
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from runtime.engine import Engine, EngineLimits, StepResult
 from runtime.engine_thread import EngineThread
 from runtime.errors import EngineStopped
 from runtime.layers.step import StepBuilder
+from runtime.own_thread import in_own_thread
 from runtime.protocol import AdapterRef, ModelInfo, SamplingParams, Submit
 from runtime.runner import TorchRunner
 from storage.packed import Packed, read_packed
@@ -96,7 +98,7 @@ class EngineChild:
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self._adapters = Adapters(folder)
-        runner = self._runner = _runner(folder / "model", dtype)
+        runner = self._runner = asyncio.run(in_own_thread(lambda: _runner(folder / "model", dtype), "loading"))
         self._timed = TimedRunner(runner)
         model = ModelInfo(
             name=folder.name,
