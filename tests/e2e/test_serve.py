@@ -167,6 +167,10 @@ def test_the_command_line_works_beside_the_deployment(deployment: Deployment) ->
     assert json.loads(exported.stdout)["messages"][-1] == {"role": "assistant", "content": JSON_ANSWER}
     assert run("adapters", "remove", "mine", *options).returncode == 0
     assert caller.ask(QUESTION, lora="mine").status_code == 404
+    weighed = deployment.cli("accounts", "set", caller.account_id, "--weight", "2.5")
+    assert (weighed["id"], weighed["weight"]) == (caller.account_id, 2.5)
+    assert caller.ask(QUESTION, priority=-1).status_code == 200
+    assert caller.ask(QUESTION, priority=101).json()["errors"][0]["code"] == 5006
     (token,) = deployment.cli("tokens", "list", caller.account_id)
     assert run("tokens", "revoke", token["id"], "--data-dir", str(deployment.data_dir)).returncode == 0
     refused = caller.ask(QUESTION)
