@@ -172,7 +172,8 @@ def request_chars(request: ChatRequest) -> int:
     """Length of the callers' words, in characters (a lower bound of bytes): decides whether to leave the event loop."""
     total = len(request.prompt or "")
     for message in request.messages or ():
-        total += len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+        total += len(message.content) + len(message.tool_call_id or "") + len(message.name or "")
+        total += sum(len(call.id) + len(call.name) + len(call.arguments) for call in message.tool_calls)
     return total + sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in request.offered)
 
 

@@ -236,6 +236,22 @@ async def test_stop_strings_are_looked_for_in_the_text_only(worlds: _Worlds) -> 
     assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == ("stop", "no ", None)
 
 
+async def test_log_probabilities_cover_text_and_calls(worlds: _Worlds) -> None:
+    """Every token of the answer has one, once, whole or streamed; what became a call too."""
+    world = await worlds.open("hermes")
+    world.runtime.scores = True
+    world.answer = f"So: {CALLS['hermes']} it is."
+    (choice,) = (await world.chat(tools=[TOOL], logprobs=True)).choices
+    assert b"".join(bytes(token.bytes) for token in choice.logprobs.content).decode() == world.answer
+    said, bytes_ = "", b""
+    async for chunk in await world.chat(tools=[TOOL], logprobs=True, stream=True):
+        for choice in chunk.choices:
+            said += choice.delta.content or ""
+            if choice.logprobs:
+                bytes_ += b"".join(bytes(token.bytes) for token in choice.logprobs.content)
+    assert (said, bytes_.decode()) == ("So: it is.", world.answer)
+
+
 async def test_several_choices(worlds: _Worlds) -> None:
     world = await worlds.open("hermes")
     answers = [CALLS["hermes"], "At noon."]

@@ -20,6 +20,7 @@ from runtime.protocol import (
     Stats,
     Step,
     Submit,
+    TokenScore,
     Welcome,
     decode_client,
     encode,
@@ -38,6 +39,7 @@ class ScriptedRuntime:
     def __init__(self, script: Callable[[Submit], Sequence[Said]], info: ModelInfo = INFO) -> None:
         self.script = script
         self.info = info
+        self.scores = False
         self.submitted: list[Submit] = []
         self.aborted: list[int] = []
         self.stats = Stats()
@@ -112,7 +114,7 @@ class ScriptedRuntime:
                 return
             else:
                 said += 1
-                step(token_ids=(item,))
+                step(token_ids=(item,), scores=(TokenScore(-0.5),) if self.scores else ())
                 await asyncio.sleep(0)
                 if item in submit.sampling.stop_token_ids or said == submit.sampling.max_tokens:
                     break

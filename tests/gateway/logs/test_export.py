@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import OverCapacity
 from gateway.logs.export import chat_line
-from gateway.messages import ChatRequest, Chunk, Usage
+from gateway.messages import ChatRequest, Chunk, ToolCallDelta, Usage
 from gateway.wire.openai import OpenAIReply
 from gateway.wire.reply import Reply
 from gateway.wire.sse import DONE
@@ -89,6 +89,47 @@ def test_content_parts_null_content_and_json_answers() -> None:
     assert [turn["content"] for turn in _answer(chat_line(json.dumps(ask).encode(), reply, streamed=False))] == [
         "ab", "", "c", '{"city":"Basel"}',
     ]  # fmt: skip
+
+
+FLAT_TOOL = {"name": "f", "parameters": {"type": "object"}}
+TOOL_TALK = {
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {"n": 1}}]},
+        {"role": "tool", "name": "f", "content": "r"},
+    ],
+    "tools": [FLAT_TOOL],
+}
+
+
+@pytest.mark.parametrize("dialect", ["workers_ai", "openai"])
+def test_calls_and_tools_are_part_of_the_line(dialect: str) -> None:
+    """Whole, streamed, and in pieces where the dialect has pieces."""
+    ask, reply = json.dumps(TOOL_TALK).encode(), _reply(dialect)
+    calls = (ToolCallDelta(0, "call_0", "f", '{"a": 1}'), ToolCallDelta(1, "call_1", "f", "{}"))
+    pieces = [Chunk("so "), Chunk("it is", tool_calls=calls[:1]), Chunk(tool_calls=calls[1:])]
+    if dialect == "openai":
+        halves = (ToolCallDelta(0, "call_0", "f", '{"a"'), ToolCallDelta(0, arguments=": 1}"), calls[1])
+        pieces = [Chunk("so it"), Chunk(" is", tool_calls=halves[:1]), Chunk(tool_calls=halves[1:])]
+    streamed = b"".join(map(reply.piece, pieces)) + reply.ending(Chunk("", "tool_calls", USAGE), USAGE) + DONE
+    whole = reply.whole([Chunk("so it is", "tool_calls", tool_calls=calls)], USAGE)
+    lines = [chat_line(ask, whole, streamed=False), chat_line(ask, streamed, streamed=True)]
+    for line in lines:
+        *_, called, answered, said = _answer(line)
+        (old,) = called["tool_calls"]
+        assert (old["function"], answered["tool_call_id"]) == ({"name": "f", "arguments": '{"n": 1}'}, old["id"])
+        assert said["content"] == "so it is"
+        told = [(call["id"], call["type"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+                for call in said["tool_calls"]]  # fmt: skip
+        assert told == [("call_0", "function", "f", {"a": 1}), ("call_1", "function", "f", {})]
+        assert json.loads(line or b"")["tools"] == [{"type": "function", "function": FLAT_TOOL}]
+
+
+def test_a_half_call_teaches_nothing() -> None:
+    reply = _reply("openai")
+    half = reply.piece(Chunk(tool_calls=(ToolCallDelta(0, "call_0", "f", '{"a"'),)))
+    streamed = half + reply.ending(Chunk("", "length", USAGE), USAGE) + DONE
+    assert chat_line(json.dumps(TOOL_TALK).encode(), streamed, streamed=True) is None
 
 
 @pytest.mark.parametrize(

@@ -199,5 +199,6 @@ def test_no_word_of_a_caller_becomes_control(tmp_path: Path, family: str) -> Non
 
 def test_every_word_of_the_caller_counts_for_leaving_the_event_loop() -> None:
     request = chat(TALK)
-    words = sum(len(m.content) for m in TALK) + len(CALL.name) + len(CALL.arguments)
+    words = sum(len(m.content) + len(m.tool_call_id or "") + len(m.name or "") for m in TALK)
+    words += len(CALL.id) + len(CALL.name) + len(CALL.arguments)
     assert request_chars(request) == words + sum(len(t.name) + len(t.description) + len(t.parameters) for t in TOOLS)
