@@ -14,7 +14,7 @@ import functools
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -78,7 +78,10 @@ class _Entries:
 
 
 class GrammarCache:
-    """`compile` blocks, returns what it made and the bytes that takes, and raises GrammarInvalid."""
+    """`compile` blocks, returns what it made and the bytes that takes, and raises GrammarInvalid.
+
+    It is called in `threads` threads, those of `pool` if that is given, which is closed with this.
+    """
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class GrammarCache:
         max_flights: int = 256,
         max_account_flights: int = 32,
         max_waiting: int = 1024,
+        pool: Executor | None = None,
     ) -> None:
         self._compile, self._clock, self._threads = compile, clock, threads
         self._max_flights, self._max_account_flights, self._max_waiting = max_flights, max_account_flights, max_waiting
@@ -98,7 +102,7 @@ class GrammarCache:
         # Whose turn it is: the first account, which then goes to the end.
         self._queues: OrderedDict[str, deque[_Flight]] = OrderedDict()
         self._num_compiling = self._num_waiting = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
+        self._pool = pool or ThreadPoolExecutor(threads, thread_name_prefix="grammar")
         self.num_compiled = 0
 
     async def get(self, grammar: Grammar, account_id: str) -> Constraint:

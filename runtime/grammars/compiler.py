@@ -51,10 +51,9 @@ class GrammarCompiler:
         if len(grammar.source.encode("utf-8", "surrogatepass")) > MAX_GRAMMAR_BYTES:
             raise GrammarInvalid(f"it is longer than {MAX_GRAMMAR_BYTES} bytes")
         tokenizer = self.warm()
-        if grammar.kind == "json_schema":
-            text = LLMatcher.grammar_from_json_schema(_plain_schema(grammar.source), overrides=_JSON_OPTIONS)
-        else:
-            text = LLMatcher.grammar_from_lark(grammar.source)
+        text = (
+            _of_schema(grammar.source) if grammar.kind == "json_schema" else LLMatcher.grammar_from_lark(grammar.source)
+        )
         limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
         if not matcher.is_error():
@@ -188,15 +187,19 @@ class Masks:
         return allowed
 
 
-def _plain_schema(source: str) -> str:
-    """The schema without `x-guidance`, by which it could change the rules above. Raises GrammarInvalid."""
+def _of_schema(source: str) -> str:
+    """Without `x-guidance`, by which a schema could change the rules above. Raises GrammarInvalid."""
     try:
         schema = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise GrammarInvalid("the schema is not JSON, or nested too deeply") from error
     if not isinstance(schema, dict):
         raise GrammarInvalid("the schema must be a JSON object")
-    return source if schema.pop("x-guidance", None) is None else json.dumps(schema)
+    plain = source if schema.pop("x-guidance", None) is None else json.dumps(schema)
+    try:
+        return LLMatcher.grammar_from_json_schema(plain, overrides=_JSON_OPTIONS)
+    except ValueError as error:
+        raise GrammarInvalid(_reason(str(error))) from error
 
 
 def _reason(error: str) -> str:

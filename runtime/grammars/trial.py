@@ -15,6 +15,7 @@ import resource
 import select
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
@@ -97,7 +98,10 @@ def _verdict(compiler: GrammarCompiler, grammar: Grammar, vocab_size: int) -> Ve
         os.close(come)
         try:
             with os.fdopen(go, "wb") as pipe:
-                write(pipe, _try(compiler, grammar, vocab_size))
+                # In a thread, for the stack that it will have in the runtime.
+                work = threading.Thread(target=lambda: write(pipe, _try(compiler, grammar, vocab_size)))
+                work.start()
+                work.join()
         finally:
             os._exit(0)
     os.close(go)
