@@ -41,10 +41,42 @@ _SETTINGS: Final[dict[str, Any]] = {
         "description": "The answer is JSON, by a schema if one is given.",
     },
 }
+_CALL: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "arguments": {"type": "object"}},
+    "required": ["name", "arguments"],
+}
 _MESSAGE: Final[dict[str, Any]] = {
     "type": "object",
-    "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
-    "required": ["role", "content"],
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"type": ["string", "array", "null"], "description": "May be null beside tool_calls."},
+        "tool_calls": {"type": "array", "maxItems": 128, "description": "What the assistant called, also flat."},
+        "tool_call_id": {"type": "string", "description": "Which call a tool's turn answers."},
+        "name": {"type": "string"},
+    },
+    "required": ["role"],
+}
+_TOOLS: Final[dict[str, Any]] = {
+    "tools": {
+        "type": "array",
+        "maxItems": 128,
+        "items": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"},
+                "description": {"type": "string"},
+                "parameters": {"type": "object", "description": "A JSON schema."},
+            },
+        },
+        "description": 'Functions that the model may call, flat or as {"type": "function", "function": {...}}.',
+    },
+    "tool_choice": {
+        "type": ["string", "object"],
+        "default": "auto",
+        "description": 'auto, none, required, or {"type": "function", "function": {"name": ...}}.',
+    },
+    "parallel_tool_calls": {"type": "boolean", "default": True, "description": "Whether there may be several calls."},
 }
 
 INPUT_SCHEMA: Final[dict[str, Any]] = {
@@ -57,7 +89,7 @@ INPUT_SCHEMA: Final[dict[str, Any]] = {
         },
         {
             "title": "Messages",
-            "properties": {"messages": {"type": "array", "items": _MESSAGE}, **_SETTINGS},
+            "properties": {"messages": {"type": "array", "items": _MESSAGE}, **_SETTINGS, **_TOOLS},
             "required": ["messages"],
         },
     ],
@@ -69,6 +101,7 @@ OUTPUT_SCHEMA: Final[dict[str, Any]] = {
             "contentType": "application/json",
             "properties": {
                 "response": {"description": "The text; in JSON mode the value itself."},
+                "tool_calls": {"type": "array", "items": _CALL, "description": "What the model asks to be called."},
                 "usage": {
                     "type": "object",
                     "properties": {
