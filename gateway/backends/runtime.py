@@ -7,9 +7,9 @@ goes away in the middle of an answer is an error at once: what it had said canno
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -34,6 +34,8 @@ from runtime.protocol import (
 
 # Encoding takes about a microsecond per three characters: longer texts leave the event loop.
 _INLINE_CHARS: Final = 4096
+
+T = TypeVar("T")
 
 
 class RuntimeBackend:
@@ -66,9 +68,12 @@ class RuntimeBackend:
             self._reject_if_busy()
         window = min(self._context_window, info.max_sequence_tokens)
         prompt = await self._encode(asked, window)
+        grammar = await _away(asked, _grammar, asked, self._tokenizer)
         sampling = sampling_params(asked, len(prompt), window, info, self._tokenizer.eos_token_id)
         choices = [
-            self._choice(request, prompt, msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, index)))
+            self._choice(
+                request, prompt, msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, index)), grammar
+            )
             for index in range(asked.sampling.n)
         ]
         async with aclosing(choices[0] if len(choices) == 1 else side_by_side(choices)) as chunks:
@@ -76,7 +81,7 @@ class RuntimeBackend:
                 yield chunk
 
     async def _choice(
-        self, request: ResolvedRequest, prompt: list[int], sampling: SamplingParams
+        self, request: ResolvedRequest, prompt: list[int], sampling: SamplingParams, grammar: Grammar | None
     ) -> AsyncGenerator[Chunk, None]:
         """One sequence, as text."""
         outputs = self._client.submit(
@@ -86,7 +91,7 @@ class RuntimeBackend:
             adapter=adapter_ref(request.adapter) if request.adapter else None,
             traceparent=request.traceparent,
             timeout_s=self._request_timeout_s,
-            grammar=_grammar(request.request, self._tokenizer),
+            grammar=grammar,
             priority=request.request.priority,
             weight=request.identity.weight,
         )
@@ -124,10 +129,7 @@ class RuntimeBackend:
     async def _encode(self, asked: ChatRequest, window: int) -> list[int]:
         """Raises ContextExceeded when the prompt leaves no room for one token, BadInput when the template refuses."""
         try:
-            if request_chars(asked) <= _INLINE_CHARS:
-                prompt = self._tokenizer.encode_request(asked, window)
-            else:
-                prompt = await asyncio.to_thread(self._tokenizer.encode_request, asked, window)
+            prompt = await _away(asked, self._tokenizer.encode_request, asked, window)
         except TemplateFault as error:
             raise BadInput(
                 f"AiError: Bad input: Error: the model's chat template refuses these messages: {error}",
@@ -152,6 +154,13 @@ class RuntimeBackend:
         stats = self._client.stats
         if stats is not None and stats.waiting > 0:
             raise OverCapacity("Capacity temporarily exceeded, please try again.", retry_after_s=1)
+
+
+async def _away(asked: ChatRequest, work: Callable[..., T], *arguments: object) -> T:
+    """Work that grows with the caller's words: off the event loop when they are many."""
+    if request_chars(asked) + len(asked.json_schema or "") <= _INLINE_CHARS:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
 def _grammar(asked: ChatRequest, tokenizer: Tokenizer) -> Grammar | None:

@@ -18,11 +18,11 @@ class Reply(Protocol):
         ...
 
     def piece(self, chunk: Chunk) -> bytes:
-        """The events of a piece of text, and of a choice's end unless it ends the whole answer; empty for neither."""
+        """The events of pieces of text and calls, and of a choice's end unless it ends the whole answer; may be empty."""
         ...
 
     def ending(self, last: Chunk, usage: Usage) -> bytes:
-        """The events after the last piece, without `[DONE]`; the text of `last` was said before."""
+        """The events after the last piece, without `[DONE]`; the text and the calls of `last` were said before."""
         ...
 
     def failure(self, error: LorikeetError) -> bytes:

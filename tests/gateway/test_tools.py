@@ -201,6 +201,9 @@ async def test_the_cut_of_a_second_call_does_not_spoil_the_first(worlds: _Worlds
     (choice,) = (await world.chat(tools=[TOOL])).choices
     assert (choice.finish_reason, len(choice.message.tool_calls)) == ("tool_calls", 1)
     assert choice.message.content.strip() == BROKEN
+    pieces = [chunk.choices[0] async for chunk in await world.chat(tools=[TOOL], stream=True)]
+    assert {call.index for piece in pieces for call in piece.delta.tool_calls or ()} == {0, 1}
+    assert pieces[-1].finish_reason == "stop", "who was told half a call must not take it for one"
 
 
 async def test_one_call_only_ends_the_answer(worlds: _Worlds) -> None:

@@ -32,7 +32,7 @@ def call_rules(tools: tuple[Tool, ...], choice: ToolChoice, arguments_key: str) 
     for index, tool in enumerate(allowed):
         head = f'{{"name": {json.dumps(tool.name)}, "{arguments_key}": '
         rules.append(f'call_{index}: {literal(head)} arguments_{index} "}}"')
-        rules.append(f"arguments_{index}: %json {json.dumps(_schema(tool.parameters))}")
+        rules.append(f"arguments_{index}: %json {json.dumps(_schema(tool.parameters), ensure_ascii=False)}")
     return "\n".join(rules)
 
 
@@ -43,7 +43,7 @@ def repeated(choice: ToolChoice) -> str:
 
 def schema_rule(schema: str) -> str:
     """JSON that a schema (text) accepts; what the schema says to the library itself does not count."""
-    return "%json " + json.dumps({**msgspec.json.decode(schema), "x-guidance": _FLEXIBLE})
+    return "%json " + json.dumps({**msgspec.json.decode(schema), "x-guidance": _FLEXIBLE}, ensure_ascii=False)
 
 
 def literal(text: str) -> str:
