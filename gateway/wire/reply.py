@@ -18,7 +18,7 @@ class Reply(Protocol):
         ...
 
     def piece(self, chunk: Chunk) -> bytes:
-        """The events of pieces of text and calls, and of a choice's end unless it ends the whole answer; may be empty."""
+        """The events of text, of calls, and of the end of a choice while others go on; empty for none of these."""
         ...
 
     def ending(self, last: Chunk, usage: Usage) -> bytes:

@@ -1,15 +1,22 @@
 """Tools, choices and turns with calls, in every spelling that clients send, in both dialects."""
 
+import contextlib
 import json
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.errors import BadInput
+from gateway.errors import BadInput, InvalidRequest
 from gateway.messages import ChatRequest, Chunk, Message, Tool, ToolCall, ToolCallDelta, ToolChoice, Usage
+from gateway.text.template import TemplateFault
+from gateway.text.tokenizer import Tokenizer
+from gateway.text.tool_calls.formats import call_grammar
 from gateway.wire import openai, tools, workers_ai
 from gateway.wire.turns import MAX_CALLS, MAX_WAITING
+from tests.gateway.text.tool_bases import FAMILIES, tool_base
 
 HELLO = [{"role": "user", "content": "x"}]
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
@@ -219,3 +226,54 @@ def test_openais_answers() -> None:
     }  # fmt: skip
     (choice,) = json.loads(reply.whole([Chunk("Hm.", "tool_calls", tool_calls=CALLS)], Usage(1, 2)))["choices"]
     assert choice["message"]["content"] == "Hm."
+
+
+NAMES = st.sampled_from(["f", "tide_at", "", "a b", "\ud800", None, 5])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | NAMES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "function", "name", "parameters", "properties", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+FUNCTIONS = st.fixed_dictionaries(
+    {}, optional={"name": NAMES, "description": VALUES, "parameters": VALUES, "type": VALUES}
+)
+TOOLS = st.fixed_dictionaries({}, optional={"type": st.just("function"), "function": FUNCTIONS | VALUES}) | FUNCTIONS
+CALLED = st.fixed_dictionaries({}, optional={"name": NAMES, "arguments": VALUES})
+CALLINGS = st.fixed_dictionaries({}, optional={"id": NAMES, "function": CALLED}) | CALLED
+TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system"])},
+    optional={
+        "content": st.none() | st.text(max_size=5),
+        "tool_calls": st.lists(CALLINGS | VALUES, max_size=3) | VALUES,
+        "tool_call_id": NAMES,
+        "name": NAMES,
+    },
+)
+BODIES = st.fixed_dictionaries(
+    {"messages": st.lists(TURNS, max_size=4), "model": st.just("m")},
+    optional={"tools": st.lists(TOOLS, max_size=3) | VALUES, "tool_choice": VALUES, "parallel_tool_calls": VALUES},
+)
+FAMILY_BASES: list[Tokenizer] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bases(tmp_path_factory: pytest.TempPathFactory) -> None:
+    FAMILY_BASES[:] = [Tokenizer.from_folder(tool_base(tmp_path_factory.mktemp(name), name)) for name in FAMILIES]
+
+
+@given(BODIES)
+def test_whatever_is_sent_is_a_prompt_or_a_sentence(body: Any) -> None:
+    """Never another error: from the bytes to the tokens and the grammar."""
+    try:
+        request = openai.parse(json.dumps(body).encode())
+    except InvalidRequest:
+        return
+    for tokenizer in FAMILY_BASES:
+        with contextlib.suppress(TemplateFault):
+            assert tokenizer.encode_request(request, 4096)
+            call_grammar(tokenizer.tool_format, request, tokenizer.mark_ids)
