@@ -91,7 +91,7 @@ async def test_time_spent_compiling_counts() -> None:
     async with asyncio.TaskGroup() as tasks:
         request = msgspec.structs.replace(submit(1), timeout_s=10.0)
         constraining = Constraining(cache, clock, tasks)
-        constraining.begin((1, 1), request, lark("x"), partial(rig.engine.submit, 1, request), pytest.fail)
+        constraining.begin((1, 1), request, lark("x"), partial(rig.engine.submit, 1, request), _unexpected)
         await turns()
         clock.now += 9.0
         await hands.finish("x")
@@ -231,6 +231,10 @@ def _handed(said: list[str], constraint: Constraint, arrived_at: float) -> None:
 
 def _turned(said: list[str], failure: Failure) -> None:
     said.append("turned")
+
+
+def _unexpected(failure: Failure) -> None:
+    raise AssertionError(failure)
 
 
 def _never(grammar: Grammar) -> tuple[Made, int]:

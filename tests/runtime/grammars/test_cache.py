@@ -48,7 +48,7 @@ async def test_all_who_ask_share_one_compilation() -> None:
 
 async def test_a_schema_and_a_lark_text_that_read_alike_are_two() -> None:
     desk = Desk()
-    tasks = [asyncio.create_task(desk.cache.get(Grammar(kind, "x"), "a")) for kind in ("lark", "json_schema")]  # type: ignore[arg-type]
+    tasks = [asyncio.create_task(desk.cache.get(Grammar(kind, "x"), "a")) for kind in ("lark", "json_schema")]
     await turns()
     assert len(desk.hands.begun) == 2
     for task in tasks:
