@@ -2,11 +2,12 @@
 
 A side is a name and a function that measures once. A side that fails leaves the rounds, and its reason goes into the
 row; the others go on. A round during which other processes used more than `DISTURBED` of the CPUs is played again, up
-to `count` times more in all; the least disturbed `count` rounds count, and the row says how disturbed they were. No
+to `count` times more in all and not after `PATIENCE_S`; the least disturbed `count` rounds count, and the row says how disturbed they were. No
 target is judged by rounds of which others had more than `UNFIT`.
 """
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
@@ -16,6 +17,7 @@ from infra.bench.rows import Row
 
 DISTURBED: Final = 0.08
 UNFIT: Final = 0.25
+PATIENCE_S: Final = 90.0
 
 
 class Watched(Protocol):
@@ -75,12 +77,14 @@ class Rounds(Generic[W]):
         return [*busy, *(self.failed[side] for side in sides if side in self.failed)]
 
 
-def play(sides: Mapping[str, Callable[[], W]], count: int) -> Rounds[W]:
+def play(sides: Mapping[str, Callable[[], W]], count: int, clock: Callable[[], float] = time.monotonic) -> Rounds[W]:
     """One round to warm up, which is thrown away, then rounds of every side in turn, of which `count` are kept."""
-    rounds = Rounds[W]()
+    rounds, began = Rounds[W](), clock()
     _round(rounds, sides)
     played: list[dict[str, W]] = []
-    while len(played) < 2 * count and sum(_disturbance(found) <= DISTURBED for found in played) < count:
+    while sum(_disturbance(found) <= DISTURBED for found in played) < count:
+        if len(played) >= 2 * count or (len(played) >= count and clock() - began > PATIENCE_S):
+            break
         found = _round(rounds, sides)
         if not found:
             break

@@ -51,6 +51,12 @@ def test_a_disturbed_round_is_played_again() -> None:
     assert not rounds.remarks("ours")
 
 
+def test_patience_ends() -> None:
+    now = iter([0.0, 91.0])
+    rounds = play({"ours": side(measured(rate, others=0.2) for rate in range(9))}, 2, lambda: next(now))
+    assert [item.rate for item in rounds.of("ours")] == [1, 2]
+
+
 def test_a_machine_that_stays_busy_gets_no_verdict() -> None:
     shares = [0.0, 0.4, 0.3, 0.5, 0.35]
     rounds = play({"ours": side(measured(10, share) for share in shares), "peer": lambda: measured(1)}, 2)
