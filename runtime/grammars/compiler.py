@@ -30,6 +30,8 @@ _MAX_LEXER_STATES: Final = 50_000
 _WORN_TOKENS: Final = 8192
 _MAX_REASON_CHARS: Final = 300
 _MASK_THREADS: Final = 2
+# Below this the way to other threads takes longer than the masks.
+_PARALLEL_ROWS: Final = 8
 # Blanks between the parts of an answer are bounded: a model that likes them would never come to the end. An
 # unenforceable keyword is refused rather than passed over.
 _JSON_OPTIONS: "Final[JsonCompileOptions]" = {"whitespace_pattern": r"[\x20\x0A\x09]{1,32}", "lenient": False}
@@ -167,24 +169,34 @@ class Masks:
         self._threads = threads
         self._executor: LLExecutor | None = None
 
-    def allowed_words(
-        self, constraints: Sequence[MatcherConstraint], num_words: int
-    ) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """[constraints, num_words]: what each may say next; one without any word gets a `problem`."""
+    def bits(self, constraints: Sequence[MatcherConstraint], num_words: int) -> "np.ndarray[Any, np.dtype[np.int32]]":
+        """[constraints, num_words / 32]: a set bit for each word that may come next, lowest bit first.
+
+        A constraint that allows no word gets a `problem`. No constraint may be given twice.
+        """
         widest = max(num_words, *(constraint.vocab_size for constraint in constraints))
         bits = np.zeros((len(constraints), -(-widest // 32)), np.int32)
         pairs = [(constraint.matcher, line) for line, constraint in enumerate(constraints) if constraint.check()]
-        if len(pairs) < 2 or not self._threads:
+        if len(pairs) < _PARALLEL_ROWS or not self._threads:
             for matcher, line in pairs:
                 fill_next_token_bitmask(matcher, bits, line)
         else:
             self._executor = self._executor or LLExecutor(self._threads)
             fill_next_token_bitmask_par(self._executor, pairs, bits)
-        allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little", count=num_words).view(np.bool_)
+        bits = np.ascontiguousarray(bits[:, : -(-num_words // 32)])
+        if num_words % 32:
+            bits[:, -1] &= (1 << num_words % 32) - 1
         for line, constraint in enumerate(constraints):
-            if not constraint.check() or not allowed[line].any():
+            if not constraint.check() or not bits[line].any():
                 constraint.stuck()
-        return allowed
+        return bits
+
+    def allowed_words(
+        self, constraints: Sequence[MatcherConstraint], num_words: int
+    ) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """`bits` as [constraints, num_words] booleans."""
+        octets = self.bits(constraints, num_words).view(np.uint8)
+        return np.unpackbits(octets, axis=1, bitorder="little", count=num_words).view(np.bool_)
 
 
 def _of_schema(source: str) -> str:

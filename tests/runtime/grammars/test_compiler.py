@@ -81,9 +81,10 @@ def test_rows_do_not_share_their_places(tokenizer: Path) -> None:
     compiled = made(tokenizer, {"enum": ["ab", "cd"]})
     one, two = compiled.start(), compiled.start()
     say(one, tokenizer, '"a')
-    masks = Masks().allowed_words([one, two], WORDS)
+    many = [one, *(compiled.start() for _ in range(9)), two]
+    masks = Masks().allowed_words(many, WORDS)
     assert not np.array_equal(masks[0], masks[1])
-    assert np.array_equal(masks, np.stack([Masks(threads=0).allowed_words([row], WORDS)[0] for row in (one, two)]))
+    assert np.array_equal(masks, np.stack([Masks(threads=0).allowed_words([row], WORDS)[0] for row in many]))
 
 
 def test_a_grammar_wears_by_tokens(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
