@@ -2,8 +2,8 @@
 
 A side is a name and a function that measures once. A side that fails leaves the rounds, and its reason goes into the
 row; the others go on. A round during which other processes used more than `DISTURBED` of the CPUs is played again, up
-to `count` times more in all and not after `PATIENCE_S`; the least disturbed `count` rounds count, and the row says how disturbed they were. No
-target is judged by rounds of which others had more than `UNFIT`.
+to `count` times more in all and not after `PATIENCE_S`; the least disturbed `count` rounds count, and the row says how
+disturbed they were. No target is judged by rounds of which others had more than `UNFIT`.
 """
 
 import statistics
