@@ -7,6 +7,7 @@ goes to a file, whose end is the reason in the row when it dies.
 import contextlib
 import json
 import os
+import select
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from infra.bench.busy import Clocks
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 THREADS: Final = 2
+LIMIT_S: Final = 300.0
 
 
 class ChildFailed(Exception):
@@ -72,10 +74,13 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Child:
-    """Use as a context manager: the process ends with the block."""
+    """Use as a context manager: the process ends with the block.
+
+    limit_s: a child that takes longer over one question (or its start) is killed and has failed.
+    """
 
     def __init__(self, name: str, module: str, arguments: Sequence[str], logs: Path, python: str) -> None:
-        self.name = name
+        self.name, self.limit_s = name, LIMIT_S
         self._log = logs / f"{name}.log"
         logs.mkdir(parents=True, exist_ok=True)
         threads = str(THREADS)
@@ -146,6 +151,9 @@ class Child:
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], self.limit_s)[0]:
+            self._process.kill()
+            raise ChildFailed(f"{self.name}: no answer within {self.limit_s:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise ChildFailed(self._reason())

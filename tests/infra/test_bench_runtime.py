@@ -139,6 +139,14 @@ def test_a_child_that_fails_says_why_and_one_that_dies_too(stage: Stage) -> None
         broken.memory(-400)
 
 
+def test_a_child_that_does_not_come_back_is_given_up(folder: Path) -> None:
+    with Stage(TINY, "float32", folder, folder.parent / "logs") as stage:
+        memory = stage.memory(4_000_000)
+        memory.limit_s = 0.1
+        with pytest.raises(ChildFailed, match="no answer within 0.1 s"):
+            memory.batch([], [], 10**9)
+
+
 def test_cases_are_chosen_by_a_part_of_their_name() -> None:
     everything, left_out = plan(False, "")
     assert len(everything) + len(left_out) == 4 * len(CASES)
