@@ -40,7 +40,7 @@ def shortlist(scores: torch.Tensor, samplings: Sequence[SamplingParams]) -> Shor
     best, words = scores.topk(min(WORDS, vocab), -1)
     limits = torch.tensor([[one.top_k if 0 < one.top_k < vocab else vocab] for one in samplings], device=device)
     mass = torch.tensor([[one.top_p] for one in samplings], dtype=torch.float64, device=device)
-    limits = _with_ties(best, limits, vocab)
+    asked, limits = limits, _with_ties(best, limits, vocab)
     weights = best.exp().masked_fill_(torch.arange(best.shape[1], device=device) >= limits, 0)
     total = weights.sum(-1, keepdim=True, dtype=torch.float64)
     far = [index for index, limit in enumerate(limits.squeeze(1).tolist()) if limit == vocab > best.shape[1]]
@@ -54,7 +54,9 @@ def shortlist(scores: torch.Tensor, samplings: Sequence[SamplingParams]) -> Shor
     floors = torch.tensor([[one.min_p] for one in samplings], device=device)
     weights.masked_fill_(best < floors.log(), 0)
     words, order = words.sort(-1)
-    return Shortlist(words, weights.gather(1, order), ((kept < vocab) | (best.shape[1] == vocab)).squeeze(1))
+    # Where top_k reaches beyond the list, the mass of what it keeps is unknown, and with it where top_p cuts.
+    decided = (kept < vocab) & ((limits < vocab) | (asked == vocab)) | (best.shape[1] == vocab)
+    return Shortlist(words, weights.gather(1, order), decided.squeeze(1))
 
 
 def _with_ties(best: torch.Tensor, count: torch.Tensor, vocab: int) -> torch.Tensor:

@@ -65,6 +65,13 @@ def test_a_flat_row_and_ties_without_an_end_are_left_open() -> None:
     assert shortlist(tied, [best]).decided.tolist() == [False]
 
 
+def test_a_top_k_that_ends_with_the_list_is_left_open() -> None:
+    """Whether the next word ties with the last one is not known, so neither is the mass that top_p takes a share of."""
+    scores = scores_of(1, 700, 1.0, 0.0, 0)
+    assert shortlist(scores, [SamplingParams(top_k=WORDS, top_p=0.4)]).decided.tolist() == [False]
+    assert shortlist(scores, [SamplingParams(top_k=WORDS - 1, top_p=0.4)]).decided.tolist() == [True]
+
+
 def test_ties_within_the_list_are_all_kept() -> None:
     scores = torch.full((1, 500), -9.0)
     scores[0, [4, 9, 100, 101, 102]] = torch.tensor([-1.0, 0.0, -2.0, -2.0, -2.0])
