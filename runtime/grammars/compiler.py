@@ -19,6 +19,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from runtime.errors import GrammarInvalid
+from runtime.grammars.bounds import unkept
 from runtime.protocol import MAX_GRAMMAR_BYTES, Grammar
 
 if TYPE_CHECKING:
@@ -207,6 +208,8 @@ def _of_schema(source: str) -> str:
         raise GrammarInvalid("the schema is not JSON, or nested too deeply") from error
     if not isinstance(schema, dict):
         raise GrammarInvalid("the schema must be a JSON object")
+    if (bound := unkept(schema)) is not None:
+        raise GrammarInvalid(f"the schema has a bound that cannot be enforced: {bound} is too large to be exact")
     plain = source if schema.pop("x-guidance", None) is None else json.dumps(schema)
     try:
         return LLMatcher.grammar_from_json_schema(plain, overrides=_JSON_OPTIONS)
