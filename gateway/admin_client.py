@@ -202,6 +202,8 @@ class _Remote:
             reply = await self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
             raise AdminRefused(f"the gateway's admin socket does not answer: {error}") from error
+        except ValueError as error:  # JSON knows no nan and no inf
+            raise AdminRefused("numbers must be finite") from error
         if reply.status_code == 200:
             return msgspec.json.decode(reply.content, type=kind)
         try:

@@ -67,6 +67,10 @@ async def test_both_ways_do_the_same(tmp_path: Path, running: bool) -> None:
         for call, why in (
             (admin.create_account("Odd", 0.0), "weight must be a number from 0.01 to 100"),
             (admin.set_weight(account.id, float("1e9")), "weight must be"),
+            (admin.set_weight(account.id, float("nan")), "must be"),
+            (admin.create_account("Odd", float("inf")), "must be"),
+            (admin.create_token(account.id, "x", ["ai_gateway.run"], float("nan")), "future|finite"),
+            (admin.create_token(account.id, "x", ["ai_gateway.run"], float("inf")), "future|finite"),
             (admin.set_weight("none", 1.0), "no account"),
             (admin.create_account("acme ltd"), "exists already"),
             (admin.create_account(""), "1 to 128"),
