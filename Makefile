@@ -16,7 +16,7 @@ INPUTS := pyproject.toml infra/constraints.txt
 .PHONY: help demo serve test check fix train-demo bench-runtime bench-peers clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## the main job, end to end, in a temporary folder (under a minute after the install)
 	@$(BIN)/lorikeet demo

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime.errors import ModelInvalid
+from runtime.model_types import model_type_of
 from runtime.shards import num_elements, tensor_shapes
 from storage.geometry import Geometry
 
@@ -27,10 +28,13 @@ class ModelSize:
         """From `config.json` and the headers of the weights. Raises ModelInvalid."""
         try:
             config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+            model_type_of(config)
             geometry = Geometry.from_config(config)
             vocab_size = int(config["vocab_size"])
             max_positions = int(config.get("max_position_embeddings") or _DEFAULT_POSITIONS)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
+            raise ModelInvalid(f"{folder / 'config.json'}: {error}") from error
+        except (OSError, TypeError, KeyError, AttributeError) as error:
             raise ModelInvalid(f"{folder / 'config.json'} does not describe a text decoder: {error!r}") from error
         shapes = tensor_shapes(folder)
         if config.get("tie_word_embeddings") is True:

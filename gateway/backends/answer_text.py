@@ -43,7 +43,7 @@ class AnswerText:
         if output.finish_reason == "stop" or output.finish_reason == "length":
             if self._calls is not None:
                 rest = self._calls.flush()
-                text, calls = text + self._shown(rest), calls + rest.calls
+                text, calls = text + self._shown(rest), _joined(calls, rest.calls)
             text += self._stops.flush()
             reason: FinishReason = "stop" if self._stops.matched else output.finish_reason
             return self._last(text, calls, reason, _usage(output), output.timing)
@@ -66,7 +66,7 @@ class AnswerText:
         for token_id in token_ids:
             parsed = self._calls.push(self._text.push((token_id,)))
             text += self._shown(parsed)
-            calls += parsed.calls
+            calls = _joined(calls, parsed.calls)
             if self._is_over:
                 break
         return text, calls
@@ -96,6 +96,17 @@ class AnswerText:
         if self._calls is not None and self._calls.num_whole and not self._calls.is_half_told:
             reason = "tool_calls"
         return Chunk(text, reason, usage, timing, logprobs=logprobs, tool_calls=calls)
+
+
+def _joined(told: tuple[ToolCallDelta, ...], more: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
+    """A chunk has one piece of each call: many clients lose others of the same index in one event."""
+    pieces = list(told)
+    for piece in more:
+        if pieces and pieces[-1].index == piece.index:
+            last = pieces.pop()
+            piece = ToolCallDelta(last.index, last.id, last.name, last.arguments + piece.arguments)
+        pieces.append(piece)
+    return tuple(pieces)
 
 
 def _usage(output: SequenceOutput) -> Usage:

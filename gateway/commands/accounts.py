@@ -8,9 +8,13 @@ import msgspec
 import typer
 
 from gateway.commands.options import AsJson, Config, DataDir, admin, print_json, print_rows, settings_of
+from runtime.protocol import MAX_WEIGHT, MIN_WEIGHT
 
 Weight = Annotated[
-    float, typer.Option(help="Share of the service beside the other accounts' when they compete; 0.01 to 100.")
+    float,
+    typer.Option(
+        min=MIN_WEIGHT, max=MAX_WEIGHT, help="Share of the service beside the other accounts' when they compete."
+    ),
 ]
 app = typer.Typer(help="Accounts of this deployment (operator).", no_args_is_help=True)
 

@@ -46,4 +46,6 @@ def export(
             file.flush()
     except OSError as error:
         raise CommandFailed(f"{output or 'standard output'}: cannot be written ({error.strerror})") from error
-    print(f"{lines} conversations{'' if output is None else f' in {output}'}", file=sys.stderr)
+    print(
+        f"{lines} conversation{'' if lines == 1 else 's'}{'' if output is None else f' in {output}'}", file=sys.stderr
+    )

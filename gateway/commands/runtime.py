@@ -33,7 +33,7 @@ def runtime(
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run one runtime alone. Gateways find it by `address` in their [models."..."]; stop it with SIGTERM."""
+    """Run one runtime alone. Gateways find it by the `address` of the same model; stop it with SIGTERM."""
     settings = settings_of(config, data_dir)
     folders = model_folders(settings)
     if model not in folders:

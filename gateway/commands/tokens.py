@@ -23,7 +23,7 @@ def create(
         list[str] | None,
         typer.Option("--permission", help=f"Repeatable; default: all of {', '.join(PERMISSIONS)}."),
     ] = None,
-    expires_in_days: Annotated[float | None, typer.Option(min=0.0, help="Default: never expires.")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0.0, max=36500.0, help="Default: never expires.")] = None,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from kernels.silu_mul import Activation
 from runtime.errors import ModelInvalid
+from runtime.model_types import model_type_of
 from runtime.models.attention_kinds import AttentionKind, read_kinds
 from runtime.models.families import ATTENTION_SOFTCAP, FAMILIES, LOGITS_SOFTCAP, Family, NormNames
 from storage.geometry import GROUPS, Geometry
@@ -64,11 +65,7 @@ class ModelConfig:
     @classmethod
     def from_config(cls, config: dict[str, Any], generation: dict[str, Any]) -> "ModelConfig":
         """From parsed files. Raises ValueError, TypeError or KeyError about the field that does not fit."""
-        name = str(config.get("model_type"))
-        family = FAMILIES.get(name)
-        if family is None:
-            hint = "; its text part can be, once exported as a folder of its own" if "text_config" in config else ""
-            raise ValueError(f"model_type {name!r} is not supported{hint}; supported are {', '.join(sorted(FAMILIES))}")
+        family = FAMILIES[model_type_of(config)]
         _refuse_unsupported(config, family)
         geometry = Geometry.from_config(config)
         if geometry.head_dim % 2 or geometry.num_heads % geometry.num_kv_heads:

@@ -16,10 +16,14 @@ import msgspec
 import openai
 import pytest
 
+from gateway.backends.answer_text import AnswerText
 from gateway.backends.runtime import RuntimeBackend
+from gateway.messages import ToolCallDelta
 from gateway.settings import DEMO_MODEL
 from gateway.text.tokenizer import Tokenizer
+from gateway.wire.openai import parse
 from runtime.client import RuntimeClient
+from runtime.protocol import SequenceOutput
 from tests.gateway.backends.scripted_runtime import INFO, ScriptedRuntime
 from tests.gateway.stack import CHAT, RUN, Stack, events, open_stack, serve
 from tests.gateway.text.tool_bases import FAMILIES, FORMAT, tool_base
@@ -152,6 +156,24 @@ async def test_openais_own_reading_of_a_stream(worlds: _Worlds) -> None:
     assert (message.content, final.choices[0].finish_reason) == ("Both.", "tool_calls")
     assert message.tool_calls is not None
     assert len({call.id for call in message.tool_calls}) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_an_event_has_one_piece_of_each_call(tmp_path: Path, family: str, at_once: int) -> None:
+    """However many tokens come together: many clients lose the second piece of the same index."""
+    tokenizer = Tokenizer.from_folder(tool_base(tmp_path, family))
+    asked = parse(json.dumps({"model": DEMO_MODEL, "messages": HELLO, "tools": [TOOL], "stream": True}).encode())
+    said = tokenizer.encoder.encode(CALLS[family], add_special_tokens=False).ids
+    answer = AnswerText(tokenizer, asked, 1, None)
+    pieces: list[ToolCallDelta] = []
+    for at in range(0, len(said), at_once):
+        ids = tuple(said[at : at + at_once])
+        chunk = answer.take(SequenceOutput(1, ids, "stop" if at + at_once >= len(said) else None))
+        assert chunk is None or len(chunk.tool_calls) <= 1
+        pieces += chunk.tool_calls if chunk is not None else ()
+    assert json.loads("".join(piece.arguments for piece in pieces)) == json.loads(ARGUMENTS)
+    assert [(piece.index, piece.name) for piece in pieces if piece.id is not None] == [(0, "tide_at")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,8 @@ from runtime.errors import ConfigInvalid, ModelInvalid
 from runtime.layers.lora import STACK_LIMIT as PLANNERS_LIMIT
 from runtime.memory_plan import ITEM_BYTES, STACK_LIMIT, DType, Limits, Needs, in_words, needs_of, share_out
 from runtime.model_size import ModelSize
+from runtime.model_types import MODEL_TYPES
+from runtime.models.families import FAMILIES
 from runtime.runner import DTYPES, TorchRunner
 from storage.geometry import Geometry
 from tests.runtime.bases import CONFIGS
@@ -113,6 +115,17 @@ def test_a_folder_without_a_decoder_is_refused(text: str, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelInvalid, match=r"config\.json"):
         ModelSize.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "gpt2", "n_head": 4}', '{"model_type": "gemma3", "text_config": {}}'])
+def test_another_family_is_refused_with_the_list_before_anything_starts(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelInvalid, match=r"is not supported.*; supported are gemma, gemma2, gemma3_text, llama"):
+        ModelSize.from_folder(tmp_path)
+
+
+def test_the_types_are_those_that_the_decoder_knows() -> None:
+    assert set(MODEL_TYPES) == set(FAMILIES)
 
 
 def test_bytes_in_words() -> None:
