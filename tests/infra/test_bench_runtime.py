@@ -143,7 +143,7 @@ def test_a_child_that_does_not_come_back_is_given_up(folder: Path) -> None:
     with Stage(TINY, "float32", folder, folder.parent / "logs") as stage:
         memory = stage.memory(4_000_000)
         memory.limit_s = 0.1
-        with pytest.raises(ChildFailed, match="no answer within 0.1 s"):
+        with pytest.raises(ChildFailed, match=r"no answer within 0\.1 s"):
             memory.batch([], [], 10**9)
 
 
