@@ -72,14 +72,14 @@ class Stage:
 
     def llama(self, kind: str, *, exact: bool = False) -> Child:
         """llama.cpp on the model in this type; `exact` as in `llama_child.py`."""
-        if not PEERS.exists():
-            raise ChildFailed(NO_PEERS)
         arguments = [str(self.gguf(kind)), "--threads", str(THREADS), *(["--exact"] if exact else [])]
         name = f"llama.cpp-{kind}{'-exact' if exact else ''}"
         return self._child(name, "infra.bench.llama_child", arguments, python=str(PEERS))
 
     def gguf(self, kind: str, adapter: str | None = None) -> Path:
         """The model or an adapter as GGUF, converted when it is not there. Raises ChildFailed."""
+        if not PEERS.exists():
+            raise ChildFailed(NO_PEERS)
         out = self.folder / "gguf" / f"{adapter or 'model'}-{kind}.gguf"
         if out.exists():
             return out
