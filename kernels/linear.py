@@ -8,8 +8,8 @@ loaded, into oneDNN's blocked layout; the plain copy is given up. Measured on tw
 GB/s of weights read, plain -> packed): bf16 28 -> 42 at 1 token, 24 -> 37 at 8, 15 -> 20 at 32; fp32 14 -> 45,
 11 -> 38, 7 -> 19. A plain read of memory gives 45. What lost is in `docs/decisions/`.
 
-A W that is read in another way as well (a tied embedding) or only a few times is not worth a second copy: `plain` keeps
-it as it is, and still takes the better path for a single token in bf16 (28 -> 46) and for a large W in fp32 (14 -> 38).
+A W that is used for a few steps only is not worth packing: `plain` keeps it as it is, and still takes the better path
+for a single token in bf16 (28 -> 46) and for a large W in fp32 (14 -> 38).
 
 oneDNN compiles a kernel for every new number of tokens, 0.5 to 2 ms a piece, and keeps 1024 of them in all. So beyond
 `EXACT_TOKENS` x is padded to a multiple of `TOKEN_STEP`.
@@ -30,8 +30,8 @@ _HINT: Final = 64  # tokens for which oneDNN chooses the layout; 8, 64 and 512 g
 class LinearWeight:
     """One W. Made by `pack` or `plain`."""
 
-    def __init__(self, weight: torch.Tensor, shape: tuple[int, int], form: str) -> None:
-        self._weight, self._form = weight, form
+    def __init__(self, weight: torch.Tensor, shape: tuple[int, int], form: str, *, packed: bool = False) -> None:
+        self._weight, self._form, self._packed = weight, form, packed
         self.shape = shape
 
     @classmethod
@@ -40,7 +40,7 @@ class LinearWeight:
         shape = (weight.shape[0], weight.shape[1])
         if not _accelerated(weight) or weight.numel() < LEAST_PACKED[weight.dtype]:
             return cls(weight, shape, "torch")
-        return cls(torch.ops.mkldnn._reorder_linear_weight(weight, _HINT), shape, "onednn")
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight, _HINT), shape, "onednn", packed=True)
 
     @classmethod
     def plain(cls, weight: torch.Tensor) -> "LinearWeight":
@@ -54,7 +54,12 @@ class LinearWeight:
 
     def packed(self) -> "LinearWeight":
         """The same W, packed; the old one stays usable."""
-        return self if self._form == "onednn" else LinearWeight.pack(self._weight.contiguous())
+        return self if self._packed else LinearWeight.pack(self._weight.contiguous())
+
+    @property
+    def is_packed(self) -> bool:
+        """False when the numbers are still where they were."""
+        return self._packed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,6 +74,13 @@ class LinearWeight:
         if self._form == "onednn":
             return _onednn(x, self._weight, bias)
         return _single(x, self._weight, bias) if x.shape[0] == 1 else linear_reference(x, self._weight, bias)
+
+    def plus(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """y + x W^T: a new tensor, or y itself, changed. y is [tokens, out] and contiguous."""
+        if self._form == "onednn" and x.shape[0] <= EXACT_TOKENS:
+            sum_: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, self._weight, None, "add")
+            return sum_
+        return y.add_(self(x))
 
 
 def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -9,7 +9,8 @@ eight adapters, say) takes two matrix products and two element-wise steps:
 
     a        [slices * rows, in]      slice-major; `rows` = rank rows of the active slots, one after the other
     b        [out, slices * rows]     block-diagonal: a slice's rows are zero outside its own columns
-    scaling  [slices * rows]          fp32; h's dtype where that changes no bit of any factor, which saves two copies
+    scaling  [slices * rows]          fp32; h's dtype where that changes no bit of any factor, which saves two copies;
+                                      None where all are powers of two, which b takes without losing a bit
     foreign  [tokens, slices * rows]  True where the row belongs to another token's slot; None with one slot
 
 Measured on two CPU cores in bf16, 256 wide, three rank-8 adapters: 31 us a group, against 100-300 us for a loop over
@@ -34,7 +35,7 @@ class Stack(NamedTuple):
 
     a: LinearWeight
     b: LinearWeight
-    scaling: torch.Tensor
+    scaling: torch.Tensor | None
 
     def packed(self) -> "Stack":
         """The same numbers in the layout that is read fastest."""
@@ -49,39 +50,53 @@ def stack_rows(
     scaling: [slices, n] fp32, one factor per slice and stacked row.
     """
     count = rows.shape[0]
-    factors = scaling.reshape(-1)
-    if torch.equal(factors.to(a.dtype).float(), factors):
-        factors = factors.to(a.dtype)
-    stacked_a = a.index_select(1, rows).view(-1, a.shape[2])
-    picked = b.index_select(0, rows)
-    if len(slices) == 1:
-        return _stack(stacked_a, picked, factors)
-    stacked_b = b.new_zeros((len(slices) * count, b.shape[1]))
-    column = 0
-    for index, width in enumerate(slices):
-        columns = slice(column, column + width)
-        stacked_b[index * count : (index + 1) * count, columns] = picked[:, columns]
-        column += width
-    return _stack(stacked_a, stacked_b, factors)
+    scales = scaling.reshape(-1)
+    stacked_a, stacked_b = a.index_select(1, rows).view(-1, a.shape[2]), b.index_select(0, rows)
+    if len(slices) > 1:
+        picked, column = stacked_b, 0
+        stacked_b = b.new_zeros((len(slices) * count, b.shape[1]))
+        for index, width in enumerate(slices):
+            columns = slice(column, column + width)
+            stacked_b[index * count : (index + 1) * count, columns] = picked[:, columns]
+            column += width
+    factors: torch.Tensor | None = scales
+    if _doubles(scales, stacked_b):
+        stacked_b.mul_(scales[:, None])
+        factors = None
+    elif torch.equal(scales.to(a.dtype).float(), scales):
+        factors = scales.to(a.dtype)
+    return Stack(LinearWeight.plain(stacked_a), LinearWeight.plain(stacked_b.t()), factors)
 
 
-def _stack(a: torch.Tensor, b: torch.Tensor, scaling: torch.Tensor) -> Stack:
-    return Stack(LinearWeight.plain(a), LinearWeight.plain(b.t()), scaling)
+def _doubles(factors: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether b times these factors keeps every bit: powers of two (alpha is usually the rank or twice it), and no
+    number near the ends of the dtype's range. 0 is a module that its adapter lacks: its rows of b are zero already."""
+    if b.dtype == torch.float16:
+        return False
+    mantissa, exponent = torch.frexp(factors)
+    powers = ((mantissa == 0.5) & (exponent.abs() < 16)) | (factors == 0)
+    return bool(powers.all()) and bool((b.abs() < 2.0**100).all())
 
 
-def lora_stacked_reference(x: torch.Tensor, stack: Stack, foreign: torch.Tensor | None, y: torch.Tensor) -> None:
-    """Adds to y as above."""
+def lora_stacked_reference(
+    x: torch.Tensor, stack: Stack, foreign: torch.Tensor | None, y: torch.Tensor
+) -> torch.Tensor:
     h = stack.a(x)
     if foreign is not None:
         h.masked_fill_(foreign, 0)
-    h.mul_(stack.scaling)
-    y.add_(stack.b(h))
+    if stack.scaling is not None:
+        h.mul_(stack.scaling)
+    return stack.b.plus(h, y)
 
 
-def lora_stacked(x: torch.Tensor, stack: Stack, foreign: torch.Tensor | None, y: torch.Tensor) -> None:
-    """Adds to y [tokens, out] in place; x is [tokens, in]. Raises ValueError when shapes do not fit together."""
-    if x.shape[1] != stack.a.shape[1] or y.shape != (x.shape[0], stack.b.shape[0]):
-        raise ValueError(f"lora_stacked: x {tuple(x.shape)}, a {tuple(stack.a.shape)}, y {tuple(y.shape)}")
-    if foreign is not None and foreign.shape != (x.shape[0], stack.a.shape[0]):
-        raise ValueError(f"lora_stacked: foreign {tuple(foreign.shape)}, a {tuple(stack.a.shape)}")
-    lora_stacked_reference(x, stack, foreign, y)
+def lora_stacked(x: torch.Tensor, stack: Stack, foreign: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+    """The sum with y [tokens, out]: a new tensor, or y itself, changed; x is [tokens, in].
+
+    Raises ValueError when shapes do not fit together.
+    """
+    tokens = x.shape[0]
+    if x.shape[1] != stack.a.shape[1] or y.shape != (tokens, stack.b.shape[0]):
+        raise ValueError(f"lora_stacked: x {tuple(x.shape)}, a {stack.a.shape}, y {tuple(y.shape)}")
+    if foreign is not None and foreign.shape != (tokens, stack.a.shape[0]):
+        raise ValueError(f"lora_stacked: foreign {tuple(foreign.shape)}, a {stack.a.shape}")
+    return lora_stacked_reference(x, stack, foreign, y)

@@ -21,6 +21,4 @@ class LoraLinear:
     def __call__(self, x: torch.Tensor, lora: LoraPlan | None) -> torch.Tensor:
         """[tokens, in] -> [tokens, out]."""
         y = self.weight(x, self.bias)
-        if lora is not None:
-            lora.add(self.layer, self.group, self.num_slices, x, y)
-        return y
+        return y if lora is None else lora.add(self.layer, self.group, self.num_slices, x, y)

@@ -89,15 +89,19 @@ class StackedPlan:
     def __init__(self, adapters: StackedAdapters, first: int, foreign: tuple[torch.Tensor, ...] | None) -> None:
         self._adapters, self._first, self._foreign = adapters, first, foreign
 
-    def add(self, layer: int, group: int, num_slices: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y += the adapters' part, in place; x [tokens, in], y [tokens, out]."""
+    def add(self, layer: int, group: int, num_slices: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """y and the adapters' part, as a new tensor or as y itself; x [tokens, in], y [tokens, out]."""
         stack = self._adapters.stack(layer, group)
         if stack is None:
-            return
-        if self._first:
-            x, y = x[self._first :], y[self._first :]
+            return y
         foreign = None if self._foreign is None else self._foreign[num_slices - 1]
-        lora_stacked(x, stack, foreign, y)
+        if not self._first:
+            return lora_stacked(x, stack, foreign, y)
+        ours = y[self._first :]
+        total = lora_stacked(x[self._first :], stack, foreign, ours)
+        if total is not ours:
+            ours.copy_(total)
+        return y
 
 
 class SegmentedPlan:
@@ -107,13 +111,14 @@ class SegmentedPlan:
         self._pool, self._segments = pool, segments
         self._touched = pool.touched_by(tuple({segment.slot for segment in segments.with_adapters()}))
 
-    def add(self, layer: int, group: int, num_slices: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y += the adapters' part, in place; x [tokens, in], y [tokens, out]."""
+    def add(self, layer: int, group: int, num_slices: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """y, changed in place by the adapters' part; x [tokens, in], y [tokens, out]."""
         if not self._touched[layer][group]:
-            return
+            return y
         weights = self._pool.weights(layer, group)
         h = lora_shrink(x, weights.a, self._segments)
         lora_expand(h, weights.b, weights.scaling, self._pool.groups[group].slices, self._segments, y)
+        return y
 
 
 LoraPlan = StackedPlan | SegmentedPlan

@@ -11,6 +11,7 @@ q, k, v and gate, up are fused when loading, and the last norm and the head run 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -24,6 +25,8 @@ from runtime.layers.step import StepInputs
 from runtime.models.config import ModelConfig
 from runtime.weights import Checkpoint, open_checkpoint
 from storage.geometry import GROUPS
+
+EMBEDDING: Final = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class Decoder:
-    """embedding [vocab, hidden]; head reads the same tensor when the model ties them."""
+    """embedding [vocab, hidden], of another dtype than the weights when it is still in its file (`_tied`)."""
 
     config: ModelConfig
     embedding: torch.Tensor
@@ -53,7 +56,7 @@ class Decoder:
     def forward(self, step: StepInputs) -> torch.Tensor:
         """Logits [sampled rows, vocab] in the weights' dtype; writes the step's keys and values."""
         eps = self.config.norm_eps
-        hidden = torch.nn.functional.embedding(step.tokens, self.embedding)
+        hidden = torch.nn.functional.embedding(step.tokens, self.embedding).to(self.head.dtype)
         if self.embedding_scale is not None:
             hidden = hidden * self.embedding_scale
         for layer in self.layers:
@@ -95,18 +98,29 @@ class _Loader:
 
     def decoder(self) -> Decoder:
         config, hidden = self._config, self._config.geometry.hidden_size
-        embedding = self._tensor("model.embed_tokens.weight", (config.vocab_size, hidden))
-        layers = tuple(self._layer(index) for index in range(config.geometry.num_layers))
-        norm = self._norm("model.norm.weight", hidden)
+        # The largest matrices first: while they are packed they stand twice, and the rest is not there yet.
         if config.ties_embedding:
             self._checkpoint.skip("lm_head.weight")
-            head = LinearWeight.plain(embedding)
+            embedding, head = self._tied()
         else:
             head = LinearWeight.pack(self._tensor("lm_head.weight", (config.vocab_size, hidden)))
+            embedding = self._tensor(EMBEDDING, (config.vocab_size, hidden))
+        layers = tuple(self._layer(index) for index in range(config.geometry.num_layers))
+        norm = self._norm("model.norm.weight", hidden)
         scale = config.embedding_scale
         # Rounded to the model's dtype first, as the model was trained.
         scale_tensor = None if scale is None else torch.tensor(scale, dtype=self._dtype, device=self._device)
         return Decoder(config, embedding, scale_tensor, layers, norm, head, self._num_parameters)
+
+    def _tied(self) -> tuple[torch.Tensor, LinearWeight]:
+        """One matrix that is read by row and as a whole. A packed head cannot be read by row, and a copy would cost as
+        much again: then the rows are read from the file, whose pages the system keeps and may take back."""
+        shape = (self._config.vocab_size, self._config.geometry.hidden_size)
+        embedding = self._tensor(EMBEDDING, shape)
+        head = LinearWeight.pack(embedding)
+        if head.is_packed:
+            return self._checkpoint.mapped(EMBEDDING, shape), head
+        return embedding, LinearWeight.plain(embedding)
 
     def _layer(self, index: int) -> DecoderLayer:
         config, prefix = self._config, f"model.layers.{index}"

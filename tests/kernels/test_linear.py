@@ -58,9 +58,20 @@ def test_a_transposed_view_is_read_as_it_is() -> None:
 
 
 def test_a_large_weight_is_packed_and_a_small_one_is_not() -> None:
-    assert LinearWeight.pack(numbers(768, 768, dtype=torch.float32))._form == "onednn"
-    assert LinearWeight.pack(numbers(64, 64, dtype=torch.float32))._form == "torch"
-    assert LinearWeight.pack(numbers(768, 768, dtype=torch.float16))._form == "torch"
+    assert LinearWeight.pack(numbers(768, 768, dtype=torch.float32)).is_packed
+    assert not LinearWeight.pack(numbers(64, 64, dtype=torch.float32)).is_packed
+    assert not LinearWeight.pack(numbers(768, 768, dtype=torch.float16)).is_packed
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tokens", [1, 5, EXACT_TOKENS + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plus_adds_to_what_is_there(form: str, tokens: int, dtype: torch.dtype) -> None:
+    weight = FORMS[form](numbers(700, 768, dtype=dtype))
+    x, y = numbers(tokens, 768, dtype=dtype), numbers(tokens, 700, dtype=dtype)
+    wanted = weight(x).double() + y.double()
+    found = weight.plus(x, y.clone()).double()
+    assert (found - wanted).norm() <= 1e-2 * wanted.norm()
 
 
 def test_a_processor_without_bf16_kernels_gets_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:

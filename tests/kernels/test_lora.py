@@ -97,8 +97,7 @@ def stacked(case: Case, *, packed: bool = False) -> torch.Tensor:
     if packed:
         with patch.dict(LEAST_PACKED, {torch.float32: 1, torch.bfloat16: 1}):
             stack = stack.packed()
-    lora_stacked(case.x, stack, foreign, y)
-    return y
+    return lora_stacked(case.x, stack, foreign, y)
 
 
 FORMS: dict[str, Callable[[Case], torch.Tensor]] = {
@@ -133,16 +132,17 @@ def test_half_precision_is_near_the_loop(form: str, dtype: torch.dtype, toleranc
     assert (found - wanted).norm() <= tolerance * wanted.norm()
 
 
-@pytest.mark.parametrize(("factor", "dtype"), [(2.0, torch.bfloat16), (1 / 3, torch.float32)])
-def test_stacked_factors_are_narrowed_only_when_exact(factor: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("factor", "dtype"), [(2.0, None), (0.25, None), (1.5, torch.bfloat16), (1 / 3, torch.float32)]
+)
+def test_stacked_factors_are_folded_or_narrowed_only_when_exact(factor: float, dtype: torch.dtype | None) -> None:
     case = make_case([(0, 3)], [4], (8, 8), torch.bfloat16)
     rows, scaling = torch.arange(1, 5), torch.full((2, 4), factor)
     stack = stack_rows(case.a, case.b, case.slices, rows, scaling)
-    assert stack.scaling.dtype == dtype
-    narrow, wide = case.y.clone(), case.y.clone()
-    lora_stacked(case.x, stack, None, narrow)
-    lora_stacked(case.x, stack._replace(scaling=scaling.reshape(-1)), None, wide)
-    assert torch.equal(narrow, wide)
+    assert (None if stack.scaling is None else stack.scaling.dtype) == dtype
+    plain = stack_rows(case.a, case.b, case.slices, rows, torch.ones(2, 4))
+    found = lora_stacked(case.x, stack, None, case.y.clone())
+    assert torch.equal(found, lora_stacked(case.x, plain._replace(scaling=scaling.reshape(-1)), None, case.y.clone()))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -159,8 +159,7 @@ def test_another_rows_overflow_stays_away() -> None:
     x = torch.tensor([[1.0, 1.0]])
     stack = plain_stack(torch.tensor([[1.0, 0.0], [3e38, 3e38]]), torch.tensor([[2.0], [5.0]]), torch.ones(2))
     y = torch.zeros(1, 1)
-    lora_stacked(x, stack, torch.tensor([[False, True]]), y)
-    assert y.tolist() == [[2.0]]
+    assert lora_stacked(x, stack, torch.tensor([[False, True]]), y).tolist() == [[2.0]]
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,7 @@ def added(planner: LoraPlanner, slots: Sequence[int]) -> torch.Tensor:
     assert plan is not None
     x = torch.randn((len(slots), 8), generator=torch.Generator().manual_seed(1))
     y = torch.zeros((len(slots), 16))
-    plan.add(1, 0, 3, x, y)
-    return y
+    return plan.add(1, 0, 3, x, y)
 
 
 def test_a_set_is_kept_while_half_of_it_is_used(pool: AdapterPool) -> None:
@@ -87,10 +86,7 @@ def test_a_part_of_a_set_adds_what_it_adds_alone(pool: AdapterPool) -> None:
     alone = LoraPlanner(pool).plan([3, 3], [1, 1])
     assert alone is not None
     x = torch.randn(2, 8)
-    results = [torch.zeros(2, 16), torch.zeros(2, 16)]
-    for plan, y in zip((rest, alone), results, strict=True):
-        plan.add(0, 0, 3, x, y)
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(plan.add(0, 0, 3, x, torch.zeros(2, 16)) for plan in (rest, alone)))
 
 
 def test_a_single_slot_of_a_pair_keeps_to_its_own_rows(pool: AdapterPool) -> None:

@@ -61,8 +61,9 @@ def test_no_second_copy_of_the_weights_is_held(dtype: torch.dtype, tmp_path: Pat
     decoder = load_decoder(tmp_path, config, cache, torch.float32, cpu, progress)
     weights = decoder.num_parameters * 4
     assert weights > 60_000_000
-    # A matrix stands twice while it is packed, and the allocator keeps some of the room of such small ones.
-    assert 0.8 * weights < peak - before < 1.3 * weights
+    # A matrix stands twice while it is packed, and the allocator keeps the room of one that is as small as here.
+    largest = VOCAB * HIDDEN * 4
+    assert 0.8 * weights < peak - before < 1.1 * weights + 2 * largest < 1.7 * weights
 
 
 CHILD = """
