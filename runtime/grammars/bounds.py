@@ -1,6 +1,9 @@
 """Bounds of numbers that the library cannot keep, found before it is asked: it reads them as float64, and those of
-integers as int64 after that, without a word. An answer could then lie beyond the bound that the caller gave."""
+integers as int64 after that, without a word. An answer could then lie beyond the bound that the caller gave. A Lark
+text is looked through for the schemas in it, but for those that ask to be enforced only as far as the library can."""
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -9,6 +12,8 @@ _HIGHEST: Final = 2**63 - 1
 _EXACT: Final = 2**53  # beyond it float64 has no neighbours one apart
 _BY_NAME: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _VALUES: Final = frozenset({"enum", "const", "default", "examples", "example"})
+# What may hold a `%json` that is none comes first: strings, regular expressions, comments.
+_LARK: Final = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/|%json\s*(?=\{)')
 
 
 def unkept(schema: dict[str, Any]) -> str | None:
@@ -17,6 +22,21 @@ def unkept(schema: dict[str, Any]) -> str | None:
         for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
             if key in part and not _is_kept(key, part[key]):
                 return f"{key} {part[key]}"[:80]
+    return None
+
+
+def unkept_in_lark(text: str) -> str | None:
+    """As `unkept`, of the schemas that stand in Lark after `%json`. Raises ValueError, RecursionError."""
+    at = 0
+    while (found := _LARK.search(text, at)) is not None:
+        at = found.end()
+        if not found[0].startswith("%json"):
+            continue
+        schema, at = json.JSONDecoder().raw_decode(text, at)
+        options = schema.get("x-guidance")
+        lenient = isinstance(options, dict) and options.get("lenient") is True
+        if not lenient and (bound := unkept(schema)) is not None:
+            return bound
     return None
 
 

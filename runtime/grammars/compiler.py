@@ -19,7 +19,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from runtime.errors import GrammarInvalid
-from runtime.grammars.bounds import unkept
+from runtime.grammars.bounds import unkept, unkept_in_lark
 from runtime.protocol import MAX_GRAMMAR_BYTES, Grammar
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ class GrammarCompiler:
         if len(grammar.source.encode("utf-8", "surrogatepass")) > MAX_GRAMMAR_BYTES:
             raise GrammarInvalid(f"it is longer than {MAX_GRAMMAR_BYTES} bytes")
         tokenizer = self.warm()
-        text = (
-            _of_schema(grammar.source) if grammar.kind == "json_schema" else LLMatcher.grammar_from_lark(grammar.source)
-        )
+        text = _of_schema(grammar.source) if grammar.kind == "json_schema" else _of_lark(grammar.source)
         limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
         if not matcher.is_error():
@@ -208,13 +206,26 @@ def _of_schema(source: str) -> str:
         raise GrammarInvalid("the schema is not JSON, or nested too deeply") from error
     if not isinstance(schema, dict):
         raise GrammarInvalid("the schema must be a JSON object")
-    if (bound := unkept(schema)) is not None:
-        raise GrammarInvalid(f"the schema has a bound that cannot be enforced: {bound} is too large to be exact")
+    _keep_bounds(unkept(schema))
     plain = source if schema.pop("x-guidance", None) is None else json.dumps(schema)
     try:
         return LLMatcher.grammar_from_json_schema(plain, overrides=_JSON_OPTIONS)
     except ValueError as error:
         raise GrammarInvalid(_reason(str(error))) from error
+
+
+def _of_lark(source: str) -> str:
+    """Raises GrammarInvalid."""
+    try:
+        _keep_bounds(unkept_in_lark(source))
+    except (ValueError, RecursionError) as error:
+        raise GrammarInvalid("a schema in it is not JSON, or nested too deeply") from error
+    return LLMatcher.grammar_from_lark(source)
+
+
+def _keep_bounds(bound: str | None) -> None:
+    if bound is not None:
+        raise GrammarInvalid(f"the schema has a bound that cannot be enforced: {bound} is too large to be exact")
 
 
 def _reason(error: str) -> str:

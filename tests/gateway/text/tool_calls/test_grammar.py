@@ -148,3 +148,21 @@ def test_a_schema_that_nothing_satisfies(tmp_path: Path) -> None:
     tool = Tool("f", "", '{"properties": {"x": false}, "required": ["x"]}')
     with pytest.raises(GrammarInvalid):
         base.compile(base.asked(ToolChoice("required"), tools=(tool,)))
+
+
+HUGE = '{"type": "integer", "minimum": 1' + "0" * 30 + ', "maximum": 2' + "0" * 30 + "}"
+
+
+def test_a_bound_of_the_answers_schema_that_would_be_cut_is_refused(base: Base) -> None:
+    with pytest.raises(GrammarInvalid, match="a bound that cannot be enforced: minimum 1000"):
+        base.compile(base.asked(ToolChoice(), HUGE))
+
+
+def test_a_bound_of_a_tools_schema_is_the_callers_to_check(base: Base) -> None:
+    """Also when something in it reads like a schema of the answer's."""
+    tools = (
+        Tool("big", "", '{"properties": {"x": {"type": "integer", "minimum": 0, "maximum": 1' + "0" * 30 + "}}}"),
+        Tool('%json {"minimum": 1e30}', "", '{"properties": {"%json {\\"minimum\\": 1e30}": {"type": "string"}}}'),
+    )
+    base.compile(base.asked(ToolChoice("required"), tools=tools))
+    base.compile(base.asked(ToolChoice(), '{"type": "integer", "maximum": 5}', tools=tools))
