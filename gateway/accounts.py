@@ -94,7 +94,7 @@ class Accounts:
         async with self._database.read() as connection:
             row = (await connection.execute(query)).mappings().first()
         if row is None:
-            raise ObjectNotFound(f"there is no account {account_id!r}")
+            raise _no_account(account_id)
         return Account(**row)
 
     async def set_weight(self, account_id: str, weight: Any) -> Account:
@@ -211,7 +211,11 @@ def _checked_weight(weight: Any) -> float:
 async def _require_account(connection: AsyncConnection, account_id: str) -> None:
     found = await connection.scalar(select(tables.accounts.c.id).where(tables.accounts.c.id == account_id))
     if found is None:
-        raise ObjectNotFound(f"there is no account {account_id!r}")
+        raise _no_account(account_id)
+
+
+def _no_account(account_id: str) -> ObjectNotFound:
+    return ObjectNotFound(f"there is no account {account_id!r}; `lorikeet accounts list` shows those there are")
 
 
 def _token(row: Any) -> Token:

@@ -71,7 +71,7 @@ async def test_both_ways_do_the_same(tmp_path: Path, running: bool) -> None:
             (admin.create_account("Odd", float("inf")), "must be"),
             (admin.create_token(account.id, "x", ["ai_gateway.run"], float("nan")), "future|finite"),
             (admin.create_token(account.id, "x", ["ai_gateway.run"], float("inf")), "future|finite"),
-            (admin.set_weight("none", 1.0), "no account"),
+            (admin.set_weight("none", 1.0), "no account 'none'; `lorikeet accounts list` shows"),
             (admin.create_account("acme ltd"), "exists already"),
             (admin.create_account(""), "1 to 128"),
             (admin.create_token(account.id, "x", ["root"]), "unknown permission"),
@@ -79,7 +79,7 @@ async def test_both_ways_do_the_same(tmp_path: Path, running: bool) -> None:
             (admin.create_token("../x", "x"), "no account"),
             (admin.list_tokens("none"), "no account"),
             (admin.revoke_token(token.id), "no token"),
-            (admin.delete_account("none"), "no account"),
+            (admin.delete_account("none"), "no account 'none'; `lorikeet accounts list` shows"),
         ):
             with pytest.raises(AdminRefused, match=why):
                 await call
