@@ -20,6 +20,7 @@ from typing import Final
 
 from runtime.errors import GrammarInvalid, GrammarsBusy
 from runtime.grammars.constraint import Constraint, Prepared
+from runtime.grammars.priority import give_way
 from runtime.protocol import Grammar
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class GrammarCache:
         # Whose turn it is: the first account, which then goes to the end.
         self._queues: OrderedDict[str, deque[_Flight]] = OrderedDict()
         self._num_compiling = self._num_waiting = 0
-        self._pool = pool or ThreadPoolExecutor(threads, thread_name_prefix="grammar")
+        self._pool = pool or ThreadPoolExecutor(threads, "grammar", initializer=give_way)
         self.num_compiled = 0
 
     async def get(self, grammar: Grammar, account_id: str) -> Constraint:

@@ -24,6 +24,7 @@ import numpy as np
 
 from runtime.errors import GrammarInvalid
 from runtime.grammars.compiler import GrammarCompiler, Masks
+from runtime.grammars.priority import give_way
 from runtime.protocol import Grammar
 
 CPU_S: Final = 2
@@ -59,6 +60,7 @@ class Verdict(msgspec.Struct, frozen=True):
 def main() -> None:
     """Serves until standard input ends."""
     frames, answers = sys.stdin.buffer, sys.stdout.buffer
+    give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent
     model = read(frames, Model)
     if model is None:
