@@ -15,8 +15,7 @@ from storage.packed import Packed
 BASE_SLOT = -1
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One sequence in one step.
 
     token_ids: the new tokens, at positions start .. start + len(token_ids) - 1; their keys and values are written.

@@ -12,6 +12,7 @@ import random
 import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime.adapter import MAX_LEASES, Loads, Way
 from runtime.admission import QueueSpeed, unacceptable
@@ -59,8 +60,7 @@ class EngineLimits:
     prefix_cache: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """An output and the connection it belongs to."""
 
     owner: int

@@ -18,8 +18,7 @@ room, the account that runs most for its weight gives one sequence up, one a ste
 import heapq
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from runtime.batch import BASE_SLOT
 from runtime.blocks import BlockPool
@@ -49,8 +48,7 @@ class Adapters(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """One sequence of a step, and how many of its tokens are computed."""
 
     sequence: Sequence

@@ -1,7 +1,6 @@
 """Log-probabilities: transformers' own on the demo base, whatever the sampling; nothing for rows that do not ask."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,7 +21,7 @@ torch.set_num_threads(1)
 
 
 def row(sampling: SamplingParams, **changes: Any) -> Row:
-    return replace(Row(5, (0,), 0, (0,), BASE_SLOT, True, sampling, (0, 1), 1, 1), **changes)
+    return Row(5, (0,), 0, (0,), BASE_SLOT, True, sampling, (0, 1), 1, 1)._replace(**changes)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def row(**changes: Any) -> Row:
     plain = Row(1, (3, 4, 5), 0, (2, 0), BASE_SLOT, True, GREEDY, (3, 4, 5), 3, 0)
-    return replace(plain, **changes)
+    return plain._replace(**changes)
 
 
 def test_it_says_what_it_holds(folder: Path) -> None:
