@@ -53,8 +53,10 @@ class LinearWeight:
         return cls(weight, shape, "onednn" if weight.numel() >= LEAST_PLAIN else "torch")
 
     def packed(self) -> "LinearWeight":
-        """The same W, packed; the old one stays usable."""
-        return self if self._packed else LinearWeight.pack(self._weight.contiguous())
+        """The same W, packed if that is worth it; the old one stays usable."""
+        if self._packed or not _accelerated(self._weight) or self._weight.numel() < LEAST_PACKED[self._weight.dtype]:
+            return self
+        return LinearWeight.pack(self._weight.contiguous())
 
     @property
     def is_packed(self) -> bool:

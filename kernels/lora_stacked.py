@@ -37,6 +37,11 @@ class Stack(NamedTuple):
     b: LinearWeight
     scaling: torch.Tensor | None
 
+    @property
+    def num_bytes(self) -> int:
+        """What its weights take."""
+        return (self.a.shape[0] * self.a.shape[1] + self.b.shape[0] * self.b.shape[1]) * self.a.dtype.itemsize
+
     def packed(self) -> "Stack":
         """The same numbers in the layout that is read fastest."""
         return Stack(self.a.packed(), self.b.packed(), self.scaling)

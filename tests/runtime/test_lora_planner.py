@@ -96,14 +96,16 @@ def test_a_single_slot_of_a_pair_keeps_to_its_own_rows(pool: AdapterPool) -> Non
     assert used(planner, [1]) is used(planner, [0, 1])
 
 
-def test_a_set_that_lasts_is_packed_once(pool: AdapterPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "PACK_AFTER_STEPS", 3)
-    planner = LoraPlanner(pool)
-    expected = added(planner, [0, 1])
-    stacks = [used(planner, [0, 1]).stack(1, 0)]
-    for _ in range(4):
-        torch.testing.assert_close(added(planner, [0, 1]), expected)
-        stacks.append(used(planner, [0, 1]).stack(1, 0))
-    assert len({id(stack) for stack in stacks}) == 2
-    assert stacks[0] is not stacks[-1]
-    assert stacks[-1] is stacks[-2]
+def test_a_step_copies_a_bounded_number_of_bytes(pool: AdapterPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine stacks at one a step; what is not there yet is added the other way, with the same result."""
+    monkeypatch.setattr(lora, "COPY_BYTES_PER_STEP", 1)
+    expected = [added(LoraPlanner(pool), [0, 1])]
+    places = [(layer, group) for layer in range(GEOMETRY.num_layers) for group in range(len(pool.groups))]
+    planner, copied = LoraPlanner(pool), []
+    for step in range(len(places) + 2):
+        adapters = used(planner, [0, 1])
+        copied.append(sum(adapters.stack(*place) is not None for place in places))
+        torch.testing.assert_close([added(planner, [0, 1])], expected)
+        assert copied[-1] <= 2 * (step + 1)
+    assert copied[0] == 1
+    assert copied[-1] == len(places)
