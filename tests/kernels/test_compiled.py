@@ -1,0 +1,81 @@
+"""Tier 3: every kernel compiles for sm_80 and sm_90, without a GPU, without spilling a register to memory, and with the
+tensor-core instructions that are meant, no others."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels.registry import compile_cases, jitted, kernel_modules, reached
+
+CASES = compile_cases()
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+Compile = Callable[[str, int], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def compile_case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    # A cache of its own: what an earlier run compiled proves nothing about this source.
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.kernels.compile_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    stdin, stdout = child.stdin, child.stdout
+
+    def ask(case: str, arch: int) -> dict[str, Any]:
+        print(json.dumps({"case": case, "arch": arch}), file=stdin, flush=True)
+        answer: dict[str, Any] = json.loads(stdout.readline())
+        return answer
+
+    with child:
+        yield ask
+        stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("control", "arch", "kind"),
+    [("mma", 80, "mma"), ("mma", 90, "mma"), ("wgmma", 80, "mma"), ("wgmma", 90, "wgmma"), ("spill", 90, "none")],
+)
+def test_what_the_compiler_did_is_seen(compile_case: Compile, control: str, arch: int, kind: str) -> None:
+    found = compile_case(f"controls:{control}", arch)
+    assert (found["mma"], found["wgmma"]) == (kind == "mma", kind == "wgmma")
+    assert (found["stack"] + found["local"] > 0) == (control == "spill")
+
+
+def test_what_the_compiler_refuses_is_a_sentence(compile_case: Compile) -> None:
+    assert "Error" in compile_case("controls:small", 90)["error"]
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_compiles_as_intended(compile_case: Compile, name: str, arch: int) -> None:
+    found, meant = compile_case(name, arch), CASES[name].tensor_cores
+    assert "error" not in found, found["error"]
+    assert (found["stack"], found["local"]) == (0, 0), f"spills: {found}"
+    assert found["shared"] <= SHARED_BYTES[arch]
+    assert found["wgmma"] == (meant == "wgmma" and arch == 90), found
+    assert found["mma"] == (meant == "mma" or (meant == "wgmma" and arch == 80)), found
+
+
+def test_every_kernel_has_a_compile_case() -> None:
+    covered = {function for case in CASES.values() for function in reached(case.kernel)}
+    forgotten = [
+        f"{module.__name__}.{name}"
+        for module in kernel_modules()
+        for name, kernel in jitted(module).items()
+        if kernel.fn not in covered
+    ]
+    assert not forgotten
