@@ -56,6 +56,12 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([_TOOLS / name, *arguments], check=True, capture_output=True, text=True).stdout
 
 
+def _sentence(error: BaseException) -> str:
+    """With its causes: the compiler says where at the top, and what at the bottom."""
+    cause = f"\n{_sentence(error.__cause__)}" if error.__cause__ else ""
+    return f"{type(error).__name__}: {error}{cause}"
+
+
 def main() -> None:
     """Answers until standard input ends."""
     cases = {**compile_cases(), **{f"controls:{case.name}": case for case in controls()}}
@@ -64,7 +70,7 @@ def main() -> None:
         try:
             answer = compiled(cases[question["case"]], question["arch"])
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": _sentence(error)}
         print(json.dumps(answer), flush=True)
 
 

@@ -9,6 +9,7 @@ Inside `watched_interpreter()` a launch fails with MemoryMisused when a program
 - and a masked-off load without `other`, which is 0 here and anything on a device, gives NaN (or a huge integer).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,12 +48,13 @@ class _Region:
 
 @dataclass
 class InterpreterMemory:
-    """The launch that is running. Counts launches, so that tests can say how many an operation takes."""
+    """The launch that is running. Counts launches and, by parameter, bytes of all launches, so that tests can say how
+    much an operation takes."""
 
     races_allowed: bool = False
     launches: int = 0
-    loaded_bytes: int = 0
-    stored_bytes: int = 0
+    loaded_bytes: Counter[str] = field(default_factory=Counter)
+    stored_bytes: Counter[str] = field(default_factory=Counter)
     _regions: list[_Region] = field(default_factory=list)
     _program: int = 0
 
@@ -70,7 +72,7 @@ class InterpreterMemory:
     def load(self, addresses: npt.NDArray[Any], mask: npt.NDArray[Any], width: int) -> None:
         """Checks a load of `width` bytes at each address whose mask is set."""
         for region, places in self._places("loads from", addresses, mask, width):
-            self.loaded_bytes += len(places)
+            self.loaded_bytes[region.name] += len(places)
             writers = region.writers[places]
             if not self.races_allowed and bool(((writers != _NOBODY) & (writers != self._program)).any()):
                 raise MemoryMisused(f"program {self._program} loads what another program stored in {region.name}")
@@ -79,7 +81,7 @@ class InterpreterMemory:
     def store(self, addresses: npt.NDArray[Any], mask: npt.NDArray[Any], width: int) -> None:
         """Checks a store of `width` bytes at each address whose mask is set."""
         for region, places in self._places("stores to", addresses, mask, width):
-            self.stored_bytes += len(places)
+            self.stored_bytes[region.name] += len(places)
             for touched in (region.writers[places], region.readers[places]):
                 if not self.races_allowed and bool(((touched != _NOBODY) & (touched != self._program)).any()):
                     raise MemoryMisused(f"program {self._program} stores what another program touched: {region.name}")
@@ -176,14 +178,23 @@ def watched_interpreter() -> Iterator[InterpreterMemory]:
     memory = InterpreterMemory()
     executor, builder = triton_interpreter.GridExecutor, triton_interpreter.InterpreterBuilder
     call, load, index = executor.__call__, builder.create_masked_load, builder.set_grid_idx
+    patch_language, patched = triton_interpreter._patch_lang, set[Any]()
 
     def launch(self: Any, *arguments: Any, **named: Any) -> Any:
         given = [*zip(self.arg_names, arguments, strict=False), *named.items()]
         memory.begin([(name, value) for name, value in given if isinstance(value, torch.Tensor)])
+        patched.clear()
         try:
             return call(self, *arguments, **named)
         except triton_interpreter.InterpreterError as error:
             raise _reason(error) from error
+
+    def patch_once(function: Any) -> Any:
+        # Otherwise every call of a device function replaces the whole language anew, which takes most of a test's time.
+        if function in patched:
+            return None
+        patched.add(function)
+        return patch_language(function)
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *more: Any) -> Any:
         if other is None and not mask.data.all():
@@ -202,6 +213,7 @@ def watched_interpreter() -> Iterator[InterpreterMemory]:
         patch.object(builder, "create_masked_load", masked_load),
         patch.object(builder, "set_grid_idx", set_index),
         patch.object(triton_interpreter, "_interpreter", library),
+        patch.object(triton_interpreter, "_patch_lang", patch_once),
         np.errstate(all="ignore"),
     ):
         yield memory
