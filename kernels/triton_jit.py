@@ -120,7 +120,7 @@ class CompileCase:
     name: unique within the module. types: run-time parameters, "*bf16" (see `pointer`) or "i32". constants: the
     constexpr parameters. divisible: integers that are multiples of 16 (pointers always are). tensor_cores: what dots
     must become, "mma" where tiles have 16 rows, "wgmma" where sm_90 should use its own (sm_80 then has mma), "none"
-    where there must be no such instruction.
+    where there must be no such instruction. archs: the architectures that it is launched on.
     """
 
     name: str
@@ -131,3 +131,4 @@ class CompileCase:
     num_stages: int = 3
     divisible: frozenset[str] = field(default_factory=frozenset)
     tensor_cores: Literal["none", "mma", "wgmma"] = "none"
+    archs: tuple[int, ...] = (80, 90)

@@ -7,8 +7,11 @@ Inside `watched_interpreter()` a launch fails with MemoryMisused when a program
 - stores to a place that another program of the launch loads or stores (a race), unless both use atomics or the test
   says `races_allowed`;
 - and a masked-off load without `other`, which is 0 here and anything on a device, gives NaN (or a huge integer).
+
+Programs run one after the other; `backwards` runs the last one first, for kernels whose programs wait for each other.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +55,7 @@ class InterpreterMemory:
     much an operation takes."""
 
     races_allowed: bool = False
+    backwards: bool = False
     launches: int = 0
     loaded_bytes: Counter[str] = field(default_factory=Counter)
     stored_bytes: Counter[str] = field(default_factory=Counter)
@@ -108,7 +112,9 @@ class InterpreterMemory:
         self, verb: str, addresses: npt.NDArray[Any], mask: npt.NDArray[Any], width: int
     ) -> list[tuple[_Region, npt.NDArray[np.int64]]]:
         """Byte indices by region. Raises MemoryMisused for an address that is in none."""
-        wanted = np.broadcast_to(addresses, mask.shape)[mask].astype(np.int64).reshape(-1, 1) + np.arange(width)
+        # A mask that was made of a scalar comes as integers of one byte.
+        chosen = np.broadcast_to(addresses, mask.shape)[mask.astype(np.bool_)]
+        wanted = chosen.astype(np.int64).reshape(-1, 1) + np.arange(width)
         left, found = wanted, list[tuple[_Region, npt.NDArray[np.int64]]]()
         for region in self._regions:
             inside = (left[:, 0] >= region.start) & (left[:, -1] < region.end)
@@ -203,6 +209,8 @@ def watched_interpreter() -> Iterator[InterpreterMemory]:
         return load(self, pointers, mask, other, *more)
 
     def set_index(self: Any, x: int, y: int, z: int) -> None:
+        if memory.backwards:
+            x, y, z = (size - 1 - at for size, at in zip(self.grid_dim, (x, y, z), strict=True))
         memory.at((z << 40) + (y << 20) + x)
         index(self, x, y, z)
 
@@ -215,5 +223,8 @@ def watched_interpreter() -> Iterator[InterpreterMemory]:
         patch.object(triton_interpreter, "_interpreter", library),
         patch.object(triton_interpreter, "_patch_lang", patch_once),
         np.errstate(all="ignore"),
+        warnings.catch_warnings(),
     ):
+        # A loop's bound that was loaded is an array of one number, which the interpreter turns into an index.
+        warnings.filterwarnings("ignore", "Conversion of an array with ndim > 0", DeprecationWarning)
         yield memory

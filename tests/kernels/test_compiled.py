@@ -59,8 +59,7 @@ def test_what_the_compiler_refuses_is_a_sentence(compile_case: Compile) -> None:
     assert "Error" in compile_case("controls:small", 90)["error"]
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "arch"), [(name, arch) for name, case in CASES.items() for arch in case.archs])
 def test_kernel_compiles_as_intended(compile_case: Compile, name: str, arch: int) -> None:
     found, meant = compile_case(name, arch), CASES[name].tensor_cores
     assert "error" not in found, found["error"]

@@ -39,6 +39,17 @@ def _shift_kernel(values: Pointer, count: Number, ATOMIC: constexpr) -> None:
         tl.store(values + at, following)
 
 
+@jit
+def _arrival_kernel(counter: Pointer, order: Pointer) -> None:
+    tl.store(order + tl.program_id(0) * 3 + tl.program_id(1), tl.atomic_add(counter, 1))
+
+
+@jit
+def _flagged_kernel(flag: Pointer, values: Pointer, count: Number, BLOCK: constexpr) -> None:
+    at = tl.arange(0, BLOCK)
+    tl.store(values + at, at.to(tl.float32) * 0 + 1, mask=(at < count) & (tl.load(flag) > 0))
+
+
 def _copied(shape: tuple[int, int], gap: int, *, masked: bool) -> tuple[torch.Tensor, torch.Tensor]:
     source, target = padded(torch.randn(shape), gap=gap), padded(torch.zeros(shape), gap=gap)
     _copy_kernel[(-(-shape[1] // 8), shape[0])](source, target, shape[1], source.stride(0), BLOCK=8, MASKED=masked)
@@ -81,6 +92,22 @@ def test_a_race_is_found(interpreter: InterpreterMemory) -> None:
     _shift_kernel[(8,)](torch.ones(9), 8, ATOMIC=True)
     interpreter.races_allowed = True
     _shift_kernel[(8,)](torch.ones(9), 8, ATOMIC=False)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_programs_can_run_last_first(interpreter: InterpreterMemory, backwards: bool) -> None:
+    interpreter.backwards = backwards
+    order = torch.zeros(6, dtype=torch.int32)
+    _arrival_kernel[(2, 3)](torch.zeros(1, dtype=torch.int32), order)
+    assert order.tolist() == ([5, 4, 3, 2, 1, 0] if backwards else [0, 1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_a_mask_may_hang_on_a_number(interpreter: InterpreterMemory, flag: int) -> None:
+    flags, values = torch.tensor([flag]), padded(torch.zeros(5))
+    _flagged_kernel[(1,)](flags, values, 5, BLOCK=8)
+    assert values.tolist() == [flag] * 5
+    assert padding_is_intact(values)
 
 
 def test_padding_that_was_written_shows() -> None:
