@@ -6,12 +6,34 @@
     cos, sin [tokens, 1, D]                         fp32; `sin` is signed: its first half is negated (`rotary_table`)
     cache    [blocks, block_tokens, 2, kv_heads, D] one layer; k and v of a token lie together, so that one copy
                                                     writes both and one gather reads both
-    places   [tokens] int64                         block * block_tokens + offset of each token
+    places   [tokens] int64                         block * block_tokens + offset of each token; -1 writes nothing
 
-The rotation runs in fp32 and is rounded once. Places must be distinct.
+The rotation runs in fp32 and is rounded once. Places must be distinct, but for -1, the padding of a captured graph.
+
+Tiling: a program takes a few heads of one token, whichever of q, k and v they belong to, as two tiles [HEADS, D / 2] of
+about 1024 elements: a pair lies in the same place of both. So one launch rotates and writes the cache.
 """
 
+from typing import Final
+
 import torch
+
+from kernels.triton_jit import (
+    CompileCase,
+    Number,
+    Pointer,
+    cdiv,
+    constexpr,
+    jit,
+    next_power_of_2,
+    pointer,
+    runs_kernel,
+    tl,
+)
+
+TILE_PAIRS: Final = 1024
+_WARPS: Final = 4
+_DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def rotary_table(
@@ -33,8 +55,51 @@ def rope_write_kv_reference(
     swapped = torch.roll(heads, dim // 2, -1)  # with the signed sine this is the "rotate half" of the formula
     heads.copy_((heads * cos).addcmul_(swapped.float(), sin))
     keys_values = qkv[:, num_heads * dim :].view(tokens, 2, kv_heads, dim)
+    if tokens and int(places.min()) < 0:
+        written = (places >= 0).nonzero()[:, 0]
+        keys_values, places = keys_values[written], places[written]
     cache.view(-1, 2, kv_heads, dim).index_copy_(0, places, keys_values)
     return heads[:, :num_heads]
+
+
+@jit
+def _rope_write_kv_kernel(
+    qkv: Pointer,
+    cos: Pointer,
+    sin: Pointer,
+    cache: Pointer,
+    places: Pointer,
+    stride: Number,
+    HEADS: constexpr,
+    KV_HEADS: constexpr,
+    HALF: constexpr,
+    HEADS_BLOCK: constexpr,
+    HALF_BLOCK: constexpr,
+) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
+    pairs = tl.arange(0, HALF_BLOCK)
+    held = (heads < HEADS + 2 * KV_HEADS)[:, None] & (pairs < HALF)[None, :]
+    within = heads[:, None] * (2 * HALF) + pairs[None, :]
+    line = qkv + token * stride + within
+    low = tl.load(line, mask=held, other=0.0)
+    high = tl.load(line + HALF, mask=held, other=0.0)
+    # Both halves of the tables say the same, the second half of `sin` without the sign.
+    angle = token * (2 * HALF) + pairs
+    cosine = tl.load(cos + angle, mask=pairs < HALF, other=0.0)[None, :]
+    sine = tl.load(sin + angle + HALF, mask=pairs < HALF, other=0.0)[None, :]
+    turns = (heads < HEADS + KV_HEADS)[:, None]
+    wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+    new_low = tl.where(turns, (wide_low * cosine - wide_high * sine).to(low.dtype), low)
+    new_high = tl.where(turns, (wide_high * cosine + wide_low * sine).to(low.dtype), high)
+    tl.store(line, new_low, mask=held & turns)
+    tl.store(line + HALF, new_high, mask=held & turns)
+    place = tl.load(places + token)
+    kept = held & (heads >= HEADS)[:, None] & (place >= 0)
+    # k and v of a token lie together in the cache as they do in qkv.
+    cell = cache + place * (4 * KV_HEADS * HALF) + within - HEADS * 2 * HALF
+    tl.store(cell, new_low, mask=kept)
+    tl.store(cell + HALF, new_high, mask=kept)
 
 
 def rope_write_kv(
@@ -42,11 +107,46 @@ def rope_write_kv(
 ) -> torch.Tensor:
     """Rotates q and k in place, writes k and v to the cache, returns q as a view [tokens, heads, D].
 
-    Raises ValueError when shapes do not fit together.
+    Raises ValueError when arguments do not fit together.
     """
     tokens, (kv_heads, dim) = qkv.shape[0], cache.shape[3:]
-    if qkv.shape[1] != (num_heads + 2 * kv_heads) * dim or qkv.dtype != cache.dtype:
+    if qkv.shape[1] != (num_heads + 2 * kv_heads) * dim or qkv.dtype != cache.dtype or dim % 2:
         raise ValueError(f"rope: qkv {tuple(qkv.shape)} {qkv.dtype}, cache {tuple(cache.shape)} {cache.dtype}")
     if cos.shape != (tokens, 1, dim) or sin.shape != cos.shape or places.shape != (tokens,):
         raise ValueError(f"rope: {tokens} tokens, cos {tuple(cos.shape)}, places {tuple(places.shape)}")
-    return rope_write_kv_reference(qkv, cos, sin, cache, places, num_heads)
+    if not runs_kernel(qkv):
+        return rope_write_kv_reference(qkv, cos, sin, cache, places, num_heads)
+    if qkv.dtype not in _DTYPES or (cos.dtype, sin.dtype, places.dtype) != (torch.float32, torch.float32, torch.int64):
+        raise ValueError(f"rope: qkv {qkv.dtype}, cos {cos.dtype}, sin {sin.dtype}, places {places.dtype}")
+    if qkv.stride(1) != 1 or not all(tensor.is_contiguous() for tensor in (cos, sin, cache, places)):
+        raise ValueError(f"rope: qkv {qkv.stride()}, cos {cos.stride()}, cache {cache.stride()}: dense ones wanted")
+    if any(tensor.device != qkv.device for tensor in (cos, sin, cache, places)):
+        raise ValueError(f"rope: qkv on {qkv.device}, cache on {cache.device}, places on {places.device}")
+    constants = _constants(num_heads, kv_heads, dim)
+    if tokens:
+        grid = (tokens, cdiv(num_heads + 2 * kv_heads, constants["HEADS_BLOCK"]))
+        _rope_write_kv_kernel[grid](qkv, cos, sin, cache, places, qkv.stride(0), **constants, num_warps=_WARPS)
+    return qkv[:, : num_heads * dim].view(tokens, num_heads, dim)
+
+
+def _constants(heads: int, kv_heads: int, dim: int) -> dict[str, int]:
+    half_block = next_power_of_2(dim // 2)
+    block = max(1, min(next_power_of_2(heads + 2 * kv_heads), TILE_PAIRS // half_block))
+    return {"HEADS": heads, "KV_HEADS": kv_heads, "HALF": dim // 2, "HEADS_BLOCK": block, "HALF_BLOCK": half_block}
+
+
+def compile_cases() -> tuple[CompileCase, ...]:
+    """Llama-3-8B, Gemma-2-9B and an odd one."""
+    shapes = ((32, 8, 128, torch.bfloat16), (16, 8, 256, torch.float16), (32, 32, 80, torch.float32))
+    return tuple(
+        CompileCase(
+            f"{heads}-{kv_heads}x{dim}",
+            _rope_write_kv_kernel,
+            {"qkv": pointer(dtype), "cos": "*fp32", "sin": "*fp32", "cache": pointer(dtype), "places": "*i64",
+             "stride": "i32"},
+            _constants(heads, kv_heads, dim),
+            num_warps=_WARPS,
+            divisible=frozenset({"stride"}),
+        )
+        for heads, kv_heads, dim, dtype in shapes
+    )  # fmt: skip
