@@ -16,7 +16,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import AuthenticationFailed, BadInput, ObjectNotFound
-from gateway.ids import new_id, new_secret, secret_digest
+from gateway.ids import PUBLIC_ACCOUNT_ID, new_id, new_secret, secret_digest
 from gateway.messages import Identity
 from gateway.names import checked_name, likeness
 from gateway.permissions import PERMISSIONS
@@ -83,8 +83,9 @@ class Accounts:
         return account
 
     async def list_accounts(self) -> list[Account]:
-        """All accounts, oldest first."""
-        query = select(tables.accounts).order_by(tables.accounts.c.created_at, tables.accounts.c.id)
+        """All tenants' accounts, oldest first."""
+        query = select(tables.accounts).where(tables.accounts.c.id != PUBLIC_ACCOUNT_ID)
+        query = query.order_by(tables.accounts.c.created_at, tables.accounts.c.id)
         async with self._database.read() as connection:
             return [Account(**row) for row in (await connection.execute(query)).mappings()]
 
@@ -93,7 +94,7 @@ class Accounts:
         query = select(tables.accounts).where(tables.accounts.c.id == account_id)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).mappings().first()
-        if row is None:
+        if row is None or account_id == PUBLIC_ACCOUNT_ID:
             raise _no_account(account_id)
         return Account(**row)
 
@@ -210,7 +211,7 @@ def _checked_weight(weight: Any) -> float:
 
 async def _require_account(connection: AsyncConnection, account_id: str) -> None:
     found = await connection.scalar(select(tables.accounts.c.id).where(tables.accounts.c.id == account_id))
-    if found is None:
+    if found is None or account_id == PUBLIC_ACCOUNT_ID:
         raise _no_account(account_id)
 
 

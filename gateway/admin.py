@@ -2,7 +2,8 @@
 
 It exists so that the command line never opens the database beside a running gateway, and so that a revoked token is
 forgotten by the process that cached it. There is no authentication but the socket's file mode; the public server never
-mounts this app. Bodies and answers are plain JSON; failures wear the usual envelope.
+mounts this app. Bodies and answers are plain JSON; failures wear the usual envelope. Below `/public` are the calls of
+`/ai/finetunes`, envelope and all, on the account of the public adapters, which has no token.
 """
 
 import logging
@@ -15,14 +16,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.accounts import Token
+from gateway.endpoints import finetune_versions, finetunes
 from gateway.errors import BadInput
+from gateway.ids import PUBLIC_ACCOUNT_ID
+from gateway.messages import Identity
 from gateway.permissions import PERMISSIONS
+from gateway.routes import ACCOUNT, ApiRoute
 from gateway.services import Services
 from gateway.wire.envelope import JsonResponse, as_lorikeet_error, error_response
 from gateway.wire.json_body import read_object
 
 logger = logging.getLogger(__name__)
 MAX_BODY_BYTES: Final = 64 * 1024
+# Acts for the account of the public adapters, on this socket only.
+OPERATOR: Final = Identity(PUBLIC_ACCOUNT_ID, "operator", frozenset(PERMISSIONS))
 Operation = Callable[[Request, Services], Awaitable[Any]]
 
 
@@ -38,8 +45,18 @@ def admin_app(services: Services) -> Starlette:
 
         return Route(path, endpoint, methods=[method])
 
+    def public(row: ApiRoute) -> Route:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await row.handler(request, OPERATOR, services)
+            except Exception as error:
+                return error_response(as_lorikeet_error(error))
+
+        return Route("/public" + row.path.removeprefix(ACCOUNT), endpoint, methods=[row.method])
+
     return Starlette(
         routes=[
+            *(public(row) for row in (*finetunes.ROUTES, *finetune_versions.ROUTES)),
             route("/accounts", "POST", _create_account),
             route("/accounts", "GET", _list_accounts),
             route("/accounts/{account_id}", "PATCH", _set_weight),
@@ -70,10 +87,7 @@ async def _delete_account(request: Request, services: Services) -> Any:
     account_id: str = request.path_params["account_id"]
     await services.accounts.get_account(account_id)
     for finetune in await services.finetunes.list_finetunes(account_id):
-        _, digest = await services.finetunes.delete(account_id, finetune.id)
-        backend = services.backends.get(finetune.model)
-        if digest is not None and backend is not None:
-            await backend.forget(digest)
+        await services.finetunes.delete(account_id, finetune.id)
     await services.accounts.delete_account(account_id)
     return {}
 

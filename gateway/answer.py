@@ -108,7 +108,7 @@ class Answer(Response):
         exchange.check_gateway()
         asked = self._parse(exchange.body)
         exchange.asked(asked)
-        resolved = await services.pipeline.resolve(asked, self._identity, exchange.log_id)
+        resolved = await services.pipeline.resolve(asked, self._identity, exchange.log_id, exchange.session)
         exchange.resolved(resolved)
         async with _WhileConnected(receive), contextlib.aclosing(services.pipeline.generate(resolved)) as chunks:
             return await self._take(chunks, send if asked.stream else None)

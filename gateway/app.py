@@ -30,7 +30,8 @@ from gateway.backends.runtime import RuntimeBackend
 from gateway.body_budget import BodyBudget
 from gateway.catalog import ALIASES, Catalog, CatalogModel
 from gateway.data_dir import DataDir, object_folder
-from gateway.endpoints import finetunes, health, identity, logs, models, openai, run
+from gateway.endpoints import finetune_versions, health, identity, logs, models, openai, run
+from gateway.endpoints import finetunes as finetunes_endpoint
 from gateway.errors import InvalidRequest, LorikeetError, RouteNotFound
 from gateway.finetunes import Finetunes
 from gateway.ids import new_id
@@ -44,7 +45,7 @@ from gateway.routes import ApiRoute, PublicRoute
 from gateway.runtime_address import RuntimeAddress, remote_runtimes
 from gateway.runtime_match import RuntimeMatch
 from gateway.services import Services
-from gateway.settings import DEMO_MODEL, Settings, SettingsError
+from gateway.settings import DEMO_MODEL, Settings, SettingsError, adapter_limits
 from gateway.telemetry import Telemetry
 from gateway.text.tokenizer import Tokenizer, TokenizerFault
 from gateway.text.tool_calls.base import FormatName
@@ -64,7 +65,8 @@ ROWS: Final[tuple[ApiRoute | PublicRoute, ...]] = (
     *health.ROUTES,
     *identity.ROUTES,
     *models.ROUTES,
-    *finetunes.ROUTES,
+    *finetunes_endpoint.ROUTES,
+    *finetune_versions.ROUTES,
     *logs.ROUTES,
 )
 
@@ -115,8 +117,17 @@ async def open_services(
         stack.push_async_callback(database.aclose)
         objects = await _open_objects(settings)
         stack.push_async_callback(objects.aclose)
-        finetunes = Finetunes(database, objects, catalog, settings.adapters, data_dir.spool)
+        answering: Mapping[str, Backend] = {}
+
+        async def forget(model: str, digest: str) -> None:
+            backend = answering.get(model)
+            if backend is not None:
+                await backend.forget(digest)
+
+        finetunes = Finetunes(database, objects, catalog, adapter_limits(settings), data_dir.spool, forget=forget)
         await finetunes.sweep()
+        finetunes.start()
+        stack.push_async_callback(finetunes.aclose)
         log_store = await LogStore.open(database, objects, data_dir.logs, settings.logs)
         stack.push_async_callback(log_store.aclose)
         clients: dict[str, RuntimeClient] = {}
@@ -125,6 +136,8 @@ async def open_services(
             backends = {
                 name: await _runtime_backend(settings, catalog.get(name), client) for name, client in clients.items()
             }
+
+        answering = backends
 
         def hang_up() -> None:
             for client in clients.values():

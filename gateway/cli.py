@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from gateway.commands import accounts, adapters, demo, logs, runtime, serve, tokens
+from gateway.commands import accounts, adapter_files, adapter_versions, adapters, demo, logs, runtime, serve, tokens
 from gateway.commands.options import CommandFailed
 
 app = typer.Typer(
@@ -19,6 +19,12 @@ app.command("runtime")(runtime.runtime)
 app.command("demo")(demo.demo)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(tokens.app, name="tokens")
+adapters.app.command("replace")(adapter_versions.replace)
+adapters.app.command("versions")(adapter_versions.versions)
+adapters.app.command("point")(adapter_versions.point)
+adapters.app.command("rollback")(adapter_versions.rollback)
+adapters.app.command("pull")(adapter_files.pull)
+adapters.app.command("merge")(adapter_files.merge)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(logs.app, name="logs")
 

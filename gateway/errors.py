@@ -15,6 +15,7 @@
     ├── LoraNotSupported       405 5005    the model takes no adapters
     ├── FinetuneNotFound       404 3037    no such adapter in the caller's account
     ├── FinetuneIncomplete     400 3039    created, but a required file is missing (or was refused)
+    ├── FinetuneInUse          409 7012    to be deleted only when nobody uses it, and somebody does
     ├── RequestTooLarge        413 3006    body or file above its limit
     ├── ContextExceeded        413 5021    prompt + max_tokens do not fit the context window
     ├── RequestTimeout         408 3046    the deadline passed
@@ -23,8 +24,8 @@
     ├── StorageUnavailable     503 7011    disk full or object store away; carries Retry-After
     └── InternalError          500 7500    a fault of ours; the text says nothing about the inside
 
-A message is one sentence for the caller that says what to change. Statuses of 3037, 7010, 7011 and 7500 are ours: the
-contract names none (docs/decisions/0001-error-codes.md).
+A message is one sentence for the caller that says what to change. Statuses of 3037, 7010, 7011, 7012 and 7500 are ours:
+the contract names none (docs/decisions/0001-error-codes.md).
 """
 
 from typing import ClassVar
@@ -129,6 +130,11 @@ class FinetuneNotFound(InvalidRequest):
 
 class FinetuneIncomplete(InvalidRequest):
     code = 3039
+
+
+class FinetuneInUse(InvalidRequest):
+    status = 409
+    code = 7012
 
 
 class RequestTooLarge(InvalidRequest):

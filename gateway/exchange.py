@@ -24,6 +24,7 @@ from gateway.telemetry import current_trace_id
 DEFAULT_GATEWAY: Final = "default"
 MAX_METADATA_ENTRIES: Final = 5
 MAX_METADATA_BYTES: Final = 8192
+MAX_SESSION_CHARS: Final = 256
 CLIENT_ABORT_STATUS: Final = 499  # never sent: what the record says when the caller did not wait for the answer
 _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -53,6 +54,7 @@ class Exchange:
         self._collect_payload = _wish(headers.get("cf-aig-collect-log-payload"))
         self._metadata = read_metadata(headers.get("cf-aig-metadata"))
         self._user_agent = headers.get("user-agent")
+        self.session = headers.get("x-session-affinity", "")[:MAX_SESSION_CHARS] or None
         self._request_type = headers.get("content-type", "application/json")
         self._model = model
         self._first_byte_ms: int | None = None
@@ -64,14 +66,18 @@ class Exchange:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What every answer of this exchange carries, errors too."""
+        """What every answer of this exchange carries, errors too. The adapter's version is ours: which side of a split
+        answered."""
         log_id = self.log_id.encode()
-        return [
+        carried = [
             (b"cf-aig-log-id", log_id),
             (b"cf-aig-request-id", log_id),
             (b"cf-aig-event-id", self._event_id.encode()),
             (b"cf-aig-step", b"0"),
         ]
+        if self._resolved is not None and self._resolved.adapter is not None:
+            carried.append((b"lorikeet-adapter-version", str(self._resolved.adapter.version).encode()))
+        return carried
 
     def check_gateway(self) -> None:
         """An account has the gateway "default" and, so far, no other. Raises GatewayNotConfigured."""

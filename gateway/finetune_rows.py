@@ -4,77 +4,57 @@ A finetune is found by id first, then by name, always inside one account; there 
 """
 
 import unicodedata
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import Select, and_, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.ingest.adapter import ADAPTER_FILES
-from storage.tables import accounts, finetune_files, finetunes
-
-Status = Literal["pending", "ready", "failed"]
-
-
-class StoredFile(msgspec.Struct, frozen=True):
-    """One of the two uploaded files, as it lies in the object store."""
-
-    file_name: str
-    object_key: str
-    size_bytes: int
-    sha256: str
-
-
-class Finetune(msgspec.Struct, frozen=True):
-    """One row with its files. `digest`, `object_key`, `size_bytes`, `rank` and `modules` belong to `ready` only."""
-
-    id: str
-    account_id: str
-    name: str
-    model: str
-    description: str
-    status: Status
-    created_at: float
-    modified_at: float
-    reasons: tuple[str, ...] = ()
-    digest: str | None = None
-    object_key: str | None = None
-    size_bytes: int | None = None
-    rank: int | None = None
-    modules: tuple[str, ...] = ()
-    files: tuple[StoredFile, ...] = ()
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The files that were not uploaded yet, or were refused."""
-        present = {file.file_name for file in self.files}
-        return tuple(name for name in ADAPTER_FILES if name not in present)
-
-    def file(self, file_name: str) -> StoredFile | None:
-        """The stored file of that name."""
-        return next((file for file in self.files if file.file_name == file_name), None)
+from gateway.finetune_records import Finetune, Pointer, StoredFile, Version
+from storage.tables import accounts, finetune_aliases, finetune_files, finetune_versions, finetunes
 
 
 async def find(connection: AsyncConnection, account_id: str, reference: str) -> Finetune | None:
-    """By id, else by name, inside the account."""
+    """By id, else by name, inside the account; whole."""
     name = unicodedata.normalize("NFC", reference[:512])
     query = select(finetunes).where(
         finetunes.c.account_id == account_id, or_(finetunes.c.id == reference, finetunes.c.name == name)
     )
-    rows = [dict(row) for row in (await connection.execute(query)).mappings()]
-    if not rows:
+    found = [dict(row) for row in (await connection.execute(query)).mappings()]
+    if not found:
         return None
-    row = next((row for row in rows if row["id"] == reference), rows[0])
-    files = select(finetune_files).where(finetune_files.c.finetune_id == row["id"])
-    stored = tuple(_file(file) for file in (await connection.execute(files)).mappings())
-    return _finetune(row, stored)
+    row = next((row for row in found if row["id"] == reference), found[0])
+    return (await _whole(connection, [row], finetune_versions.c.finetune_id == row["id"]))[0]
 
 
-async def list_all(connection: AsyncConnection, account_id: str) -> list[Finetune]:
-    """The account's finetunes without their files, oldest first."""
-    query = select(finetunes).where(finetunes.c.account_id == account_id)
-    rows = await connection.execute(query.order_by(finetunes.c.created_at, finetunes.c.id))
-    return [_finetune(dict(row), ()) for row in rows.mappings()]
+async def list_all(
+    connection: AsyncConnection, account_id: str, limit: int | None = None, offset: int = 0
+) -> list[Finetune]:
+    """The account's finetunes, whole, oldest first."""
+    query = _of_account(account_id).limit(limit).offset(offset)
+    found = [dict(row) for row in (await connection.execute(query)).mappings()]
+    if limit is None:
+        return await _whole(connection, found, finetune_versions.c.finetune_id.in_(_ids_of(account_id)))
+    return await _whole(connection, found, finetune_versions.c.finetune_id.in_([row["id"] for row in found]))
+
+
+async def count(connection: AsyncConnection, account_id: str) -> int:
+    """How many finetunes the account has."""
+    return await connection.scalar(select(func.count()).where(finetunes.c.account_id == account_id)) or 0
+
+
+async def list_pinned(connection: AsyncConnection) -> list[Finetune]:
+    """Every account's finetunes that the operator keeps in memory, whole."""
+    found = [dict(row) for row in (await connection.execute(select(finetunes).where(finetunes.c.pinned))).mappings()]
+    return await _whole(connection, found, finetune_versions.c.finetune_id.in_(
+        select(finetunes.c.id).where(finetunes.c.pinned)))  # fmt: skip
+
+
+async def make_account(connection: AsyncConnection, account_id: str, now: float) -> None:
+    """The row of an account that nobody logs in to, unless it is there."""
+    if not await lock_account(connection, account_id):
+        await connection.execute(insert(accounts).values(id=account_id, name=account_id, created_at=now))
 
 
 async def lock_account(connection: AsyncConnection, account_id: str) -> bool:
@@ -89,49 +69,145 @@ async def names(connection: AsyncConnection, account_id: str) -> list[str]:
 
 
 async def add(connection: AsyncConnection, finetune: Finetune) -> None:
-    """A new row without files. Raises AlreadyExists."""
-    values = {**msgspec.structs.asdict(finetune), "reasons": [], "modules": None, "public": False}
-    del values["files"]
+    """A new row with its versions, which have no files yet. Raises AlreadyExists."""
+    values = {name: getattr(finetune, name) for name in Finetune.__struct_fields__ if name in finetunes.c}
     await connection.execute(insert(finetunes).values(**values))
+    for version in finetune.versions:
+        await add_version(connection, finetune.id, version)
+
+
+async def add_version(connection: AsyncConnection, finetune_id: str, version: Version) -> None:
+    """One more version, without files."""
+    values = {name: getattr(version, name) for name in Version.__struct_fields__ if name in finetune_versions.c}
+    values |= {"finetune_id": finetune_id, "reasons": [], "modules": None}
+    await connection.execute(insert(finetune_versions).values(**values))
+    newest = update(finetunes).where(finetunes.c.id == finetune_id)
+    await connection.execute(newest.values(last_version=version.number))
 
 
 async def save(connection: AsyncConnection, finetune_id: str, **values: Any) -> bool:
-    """Changes columns of one row; False when it is gone."""
+    """Changes columns of one finetune; False when it is gone."""
     result = await connection.execute(update(finetunes).where(finetunes.c.id == finetune_id).values(**values))
     return result.rowcount == 1
 
 
-async def save_file(connection: AsyncConnection, finetune_id: str, file: StoredFile, now: float) -> None:
-    """Adds the file, or replaces the one of the same name."""
-    same = (finetune_files.c.finetune_id == finetune_id, finetune_files.c.file_name == file.file_name)
+async def save_version(connection: AsyncConnection, finetune_id: str, number: int, **values: Any) -> bool:
+    """Changes columns of one version; False when it is gone."""
+    same = and_(finetune_versions.c.finetune_id == finetune_id, finetune_versions.c.number == number)
+    result = await connection.execute(update(finetune_versions).where(same).values(**values))
+    return result.rowcount == 1
+
+
+async def save_file(connection: AsyncConnection, finetune_id: str, number: int, file: StoredFile, now: float) -> None:
+    """Adds the file to the version, or replaces the one of the same name."""
+    same = (
+        finetune_files.c.finetune_id == finetune_id,
+        finetune_files.c.version == number,
+        finetune_files.c.file_name == file.file_name,
+    )
     await connection.execute(delete(finetune_files).where(*same))
-    values = {**msgspec.structs.asdict(file), "finetune_id": finetune_id, "uploaded_at": now}
+    values = {**msgspec.structs.asdict(file), "finetune_id": finetune_id, "version": number, "uploaded_at": now}
     await connection.execute(insert(finetune_files).values(**values))
 
 
+async def save_alias(connection: AsyncConnection, finetune_id: str, alias: str, pointer: Pointer) -> None:
+    """Sets what the alias means."""
+    await remove_alias(connection, finetune_id, alias)
+    values = {"finetune_id": finetune_id, "name": alias, **msgspec.structs.asdict(pointer)}
+    await connection.execute(insert(finetune_aliases).values(**values))
+
+
+async def remove_alias(connection: AsyncConnection, finetune_id: str, alias: str) -> bool:
+    """False when there was none."""
+    same = and_(finetune_aliases.c.finetune_id == finetune_id, finetune_aliases.c.name == alias)
+    return (await connection.execute(delete(finetune_aliases).where(same))).rowcount == 1
+
+
 async def remove(connection: AsyncConnection, finetune_id: str) -> bool:
-    """Deletes the row and its files' rows; False when it was gone."""
-    await connection.execute(delete(finetune_files).where(finetune_files.c.finetune_id == finetune_id))
+    """Deletes the finetune with its versions, files and aliases; False when it was gone."""
+    for table in (finetune_aliases, finetune_files, finetune_versions):
+        await connection.execute(delete(table).where(table.c.finetune_id == finetune_id))
     result = await connection.execute(delete(finetunes).where(finetunes.c.id == finetune_id))
     return result.rowcount == 1
+
+
+async def remove_versions(connection: AsyncConnection, finetune_id: str, numbers: Iterable[int]) -> int:
+    """Deletes versions with their files; returns how many there were."""
+    gone = list(numbers)
+    files = (finetune_files.c.finetune_id == finetune_id, finetune_files.c.version.in_(gone))
+    await connection.execute(delete(finetune_files).where(*files))
+    same = (finetune_versions.c.finetune_id == finetune_id, finetune_versions.c.number.in_(gone))
+    return (await connection.execute(delete(finetune_versions).where(*same))).rowcount
+
+
+async def note_uses(connection: AsyncConnection, uses: Mapping[tuple[str, int], tuple[int, float]]) -> None:
+    """Adds (requests, time of the last one) to each (finetune, version); those that are gone are passed over."""
+    for (finetune_id, number), (requests, last_used_at) in uses.items():
+        same = and_(finetune_versions.c.finetune_id == finetune_id, finetune_versions.c.number == number)
+        total = finetune_versions.c.requests + requests
+        change = update(finetune_versions).where(same)
+        await connection.execute(change.values(requests=total, last_used_at=last_used_at))
 
 
 async def refers_to_object(connection: AsyncConnection, key: str) -> bool:
     """Whether any row of any account points to this object."""
     files = select(finetune_files.c.object_key).where(finetune_files.c.object_key == key).limit(1)
-    packed = select(finetunes.c.object_key).where(finetunes.c.object_key == key).limit(1)
+    packed = select(finetune_versions.c.object_key).where(finetune_versions.c.object_key == key).limit(1)
     return any([(await connection.execute(query)).first() is not None for query in (files, packed)])
 
 
 async def uses_digest(connection: AsyncConnection, digest: str) -> bool:
-    """Whether any finetune of any account has these weights."""
-    return bool(await connection.scalar(select(func.count()).where(finetunes.c.digest == digest)))
+    """Whether any version of any account has these weights."""
+    query = select(finetune_versions.c.number).where(finetune_versions.c.digest == digest).limit(1)
+    return (await connection.execute(query)).first() is not None
 
 
-def _finetune(row: dict[str, Any], files: tuple[StoredFile, ...]) -> Finetune:
-    values = {name: row[name] for name in Finetune.__struct_fields__ if name != "files"}
+def _of_account(account_id: str) -> Select[Any]:
+    query = select(finetunes).where(finetunes.c.account_id == account_id)
+    return query.order_by(finetunes.c.created_at, finetunes.c.id)
+
+
+def _ids_of(account_id: str) -> Select[Any]:
+    return select(finetunes.c.id).where(finetunes.c.account_id == account_id)
+
+
+async def _whole(connection: AsyncConnection, found: list[dict[str, Any]], which: Any) -> list[Finetune]:
+    """The finetunes of these rows; `which` selects their versions."""
+    if not found:
+        return []
+    versions = select(finetune_versions).where(which).order_by(finetune_versions.c.number)
+    numbered = [dict(row) for row in (await connection.execute(versions)).mappings()]
+    ids = select(finetune_versions.c.finetune_id, finetune_versions.c.number).where(which)
+    files: dict[tuple[str, int], list[StoredFile]] = {}
+    stored = select(finetune_files).where(tuple_(finetune_files.c.finetune_id, finetune_files.c.version).in_(ids))
+    for row in (await connection.execute(stored)).mappings():
+        files.setdefault((row["finetune_id"], row["version"]), []).append(_file(row))
+    aliases: dict[str, dict[str, Pointer]] = {}
+    pointers = select(finetune_aliases).where(
+        finetune_aliases.c.finetune_id.in_(select(finetune_versions.c.finetune_id).where(which))
+    )
+    for row in (await connection.execute(pointers.order_by(finetune_aliases.c.name))).mappings():
+        pointer = Pointer(row["version"], row["canary"], row["canary_percent"])
+        aliases.setdefault(row["finetune_id"], {})[row["name"]] = pointer
+    grouped: dict[str, list[Version]] = {}
+    for version in numbered:
+        key = (version["finetune_id"], version["number"])
+        grouped.setdefault(key[0], []).append(_version(version, tuple(files.get(key, ()))))
+    fields = [name for name in Finetune.__struct_fields__ if name in finetunes.c]
+    return [
+        Finetune(
+            **{name: row[name] for name in fields},
+            versions=tuple(grouped.get(row["id"], ())),
+            aliases=aliases.get(row["id"], {}),
+        )
+        for row in found
+    ]
+
+
+def _version(row: dict[str, Any], files: tuple[StoredFile, ...]) -> Version:
+    values = {name: row[name] for name in Version.__struct_fields__ if name != "files"}
     values |= {"reasons": tuple(row["reasons"] or ()), "modules": tuple(row["modules"] or ()), "files": files}
-    return Finetune(**values)
+    return Version(**values)
 
 
 def _file(row: Any) -> StoredFile:

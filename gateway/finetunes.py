@@ -1,14 +1,16 @@
-"""Finetunes: an account's named adapters, from creation over the two uploads to what a request resolves.
+"""Finetunes: an account's named adapters, from creation over uploads and versions to deletion.
 
-States: pending (files missing) > ready (both files fit the base and are packed), or failed (the last upload was
-refused; its reasons stay readable, what was accepted before stays, and a good file makes it pending or ready). A ready
-finetune is never changed. Rows are the truth; objects without a row are removed by whoever left them, or at the next
-start (`ingest/spool.py`). Uploads and deletions of one finetune exclude each other, as do changes to an account's
-objects, because two finetunes of an account may share one packed file.
+    version: pending (files missing) > validating > ready (both files fit the base and are packed), or failed (the last
+    upload was refused; its reasons stay readable, what was accepted before stays, and a good file makes it go on).
 
-`resolve` is on the request path and answers from a bounded cache that every change to the account empties.
+A ready version is never changed: replacing is opening a new version, which becomes what the name means once it is
+ready. Answers under way end on the version they began with. Rows are the truth; objects without a row are removed by
+whoever left them, after their last user (`ingest/retirement.py`), or at the next start. Uploads and removals of one
+finetune exclude each other, as do changes to an account's objects, because versions of an account may share one packed
+file.
 """
 
+import asyncio
 import logging
 import time
 import uuid
@@ -16,24 +18,19 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
-from cachetools import LRUCache
-
 from gateway import finetune_rows as rows
 from gateway.catalog import Catalog, CatalogModel
-from gateway.errors import (
-    BadInput,
-    FinetuneIncomplete,
-    FinetuneNotFound,
-    LoraNotSupported,
-    ObjectNotFound,
-)
-from gateway.finetune_rows import Finetune
-from gateway.ids import new_finetune_id
-from gateway.ingest.spool import Scratch, Spool
+from gateway.errors import BadInput, LoraNotSupported, ObjectNotFound
+from gateway.finetune_desk import FinetuneDesk, Removed, WhenInUse, version_of
+from gateway.finetune_records import Finetune, StoredFile, Version
+from gateway.finetune_versions import FinetuneVersions, upload_target
+from gateway.ids import PUBLIC_ACCOUNT_ID, new_finetune_id
+from gateway.ingest.receive import Asset
+from gateway.ingest.retirement import Forget, Weights
+from gateway.ingest.spool import Spool
 from gateway.ingest.upload import Upload, UploadSlots
-from gateway.keyed_locks import KeyedLocks
 from gateway.messages import Identity, ResolvedAdapter
-from gateway.names import checked_name, likeness, printable
+from gateway.names import checked_name, likeness
 from gateway.settings import Adapters
 from gateway.wire.multipart import Part
 from storage.database import Database
@@ -42,13 +39,17 @@ from storage.objects.base import ObjectStore
 from storage.threads import finish
 
 logger = logging.getLogger(__name__)
-MAX_CACHED: Final = 20_000
 MAX_DESCRIPTION_CHARS: Final = 4096
 PUBLIC_PREFIX: Final = "cf-public-"
+USES_WRITTEN_EVERY_S: Final = 30.0
+
+
+async def _nobody(model: str, digest: str) -> None:
+    """There is no runtime to tell."""
 
 
 class Finetunes:
-    """All operations on finetunes. Call `sweep` once before serving."""
+    """Call `sweep` once before serving and `start` then; `aclose` at the end."""
 
     def __init__(
         self,
@@ -58,148 +59,182 @@ class Finetunes:
         limits: Adapters,
         spool: Path,
         *,
+        forget: Forget = _nobody,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`spool` is a folder of this process alone. Raises storage's StorageUnavailable when it cannot be made."""
-        self._database = database
-        self._objects = objects
+        """`spool` is a folder of this process alone; `forget` drops weights from every tier of a model's runtime.
+
+        Raises storage's StorageUnavailable when the folder cannot be made.
+        """
         self._catalog = catalog
         self._limits = limits
-        self._spool = Spool(spool)
-        self._now = now
         self._slots = UploadSlots()
-        self._locks = KeyedLocks()
-        self._ready: LRUCache[tuple[str, str], Finetune] = LRUCache(MAX_CACHED)
-        self._generation = 0
+        self._desk = FinetuneDesk(database, objects, Spool(spool), forget, now)
+        self.versions = FinetuneVersions(self._desk)
+        self.uses = self._desk.uses
+        self._writer: asyncio.Task[None] | None = None
 
     async def create(self, account_id: str, model: str, name: str, description: str | None = None) -> Finetune:
-        """A new, empty finetune. Raises UnknownModel, LoraNotSupported, BadInput, ObjectNotFound."""
+        """A new finetune with an empty version 1. Raises UnknownModel, LoraNotSupported, BadInput, ObjectNotFound."""
         base = self._base(model)
-        name = checked_name(name, "the finetune's name")
-        if likeness(name).startswith(PUBLIC_PREFIX) or likeness(name) == "public":
-            raise BadInput(f"names {PUBLIC_PREFIX}… and public are reserved; choose another name", param="name")
-        if _is_uuid(name):
-            raise BadInput("the finetune's name must not have the form of an id; choose another name", param="name")
-        description = description or ""
-        if len(description) > MAX_DESCRIPTION_CHARS or "\0" in description:
-            raise BadInput(f"description must have at most {MAX_DESCRIPTION_CHARS} characters", param="description")
-        now = self._now()
-        finetune = Finetune(new_finetune_id(), account_id, name, base.name, description, "pending", now, now)
+        public = account_id == PUBLIC_ACCOUNT_ID
+        name = _checked_name(name, public=public)
+        now = self._desk.now()
+        finetune = Finetune(
+            id=new_finetune_id(),
+            account_id=account_id,
+            name=name,
+            model=base.name,
+            description=_checked_description(description),
+            public=public,
+            pinned=False,
+            last_version=1,
+            created_at=now,
+            modified_at=now,
+            versions=(Version(1, "pending", True, now, now),),
+        )
         taken = BadInput(f"a finetune named {name!r} exists already; choose another name or delete it", param="name")
         try:
-            async with self._database.write() as connection:
+            async with self._desk.database.write() as connection:
+                if public:
+                    await rows.make_account(connection, account_id, now)
                 if not await rows.lock_account(connection, account_id):
                     raise ObjectNotFound(f"there is no account {account_id!r}")
                 used = await rows.names(connection, account_id)
                 if any(likeness(other) == likeness(name) for other in used):
                     raise taken
-                if len(used) >= self._limits.max_per_account:
+                if len(used) >= self._limits.max_per_account and not public:
                     raise BadInput(f"the account has {len(used)} finetunes, the most it can have; delete one first")
                 await rows.add(connection, finetune)
         except AlreadyExists as error:
             raise taken from error
+        finally:
+            self._desk.resolver.forget(account_id)
         return finetune
 
-    async def list_finetunes(self, account_id: str) -> list[Finetune]:
-        """The account's finetunes, oldest first; their `files` are not filled in."""
-        async with self._database.read() as connection:
-            return await rows.list_all(connection, account_id)
+    async def resolve(
+        self,
+        identity: Identity,
+        model: CatalogModel,
+        lora: str,
+        request_id: str | None = None,
+        session: str | None = None,
+    ) -> ResolvedAdapter:
+        """The adapter that `lora` means to this caller on this model (`adapter_resolver.py`)."""
+        return await self._desk.resolver.resolve(identity, model, lora, request_id, session)
 
     async def get(self, account_id: str, reference: str) -> Finetune:
         """By id, else by name. Raises ObjectNotFound."""
-        async with self._database.read() as connection:
-            finetune = await rows.find(connection, account_id, reference)
-        if finetune is None:
-            raise ObjectNotFound(f"there is no finetune {printable(reference)!r} in this account")
-        return finetune
+        return await self._desk.get(account_id, reference)
 
-    async def upload(self, account_id: str, reference: str, parts: AsyncIterator[Part]) -> Finetune:
-        """Takes one of the two files; with the second one, checks and packs the adapter.
+    async def list_finetunes(self, account_id: str, limit: int | None = None, offset: int = 0) -> list[Finetune]:
+        """The account's finetunes, oldest first."""
+        async with self._desk.database.read() as connection:
+            return [self._desk.seen(item) for item in await rows.list_all(connection, account_id, limit, offset)]
+
+    async def count(self, account_id: str) -> int:
+        """How many finetunes the account has."""
+        async with self._desk.database.read() as connection:
+            return await rows.count(connection, account_id)
+
+    async def describe(self, account_id: str, reference: str, description: str | None) -> Finetune:
+        """Sets the description. Raises ObjectNotFound, BadInput."""
+        finetune = await self.get(account_id, reference)
+        await self._desk.save(finetune, description=_checked_description(description))
+        return await self.get(account_id, finetune.id)
+
+    async def upload(
+        self, account_id: str, reference: str, parts: AsyncIterator[Part], number: int | None = None
+    ) -> tuple[Finetune, Version]:
+        """Takes one of the two files of a version; with the second one, checks and packs the adapter.
+
+        Without a `number` it is the version in the making of a finetune that has none ready yet. A file that a ready
+        version has already, byte for byte, is taken again and changes nothing: an answer may have got lost.
 
         Raises ObjectNotFound, BadInput (with `reasons` when the adapter breaks rules), RequestTooLarge, OverCapacity
         and the errors of storage. Nothing of a refused file is kept; what was stored before stays.
         """
-        finetune = await self.get(account_id, reference)
-        base = self._base(finetune.model)
-        _open_for_upload(finetune)
-        upload = Upload(self._database, self._objects, base, self._limits, self._now)
-        async with self._slots.take(account_id), self._spool.scratch() as scratch:
+        desk = self._desk
+        finetune = await desk.get(account_id, reference)
+        number = upload_target(finetune, number).number
+        upload = Upload(desk.database, desk.objects, self._base(finetune.model), self._limits, self.uses, desk.now)
+        async with self._slots.take(account_id), desk.spool.scratch() as scratch:
             asset = await upload.receive(parts, scratch)
-            async with self._locks.of(finetune.id):
-                finetune = await self.get(account_id, finetune.id)
-                _open_for_upload(finetune)
+            async with desk.locks.of(finetune.id):
+                finetune = await desk.get(account_id, finetune.id)
+                version = upload_target(finetune, number)
+                if version.status == "ready":
+                    _check_same(finetune, version, asset)
+                    return finetune, version
+                desk.validating.add((finetune.id, number))
                 try:
-                    prepared = await upload.prepare(finetune, asset, scratch)
-                    async with self._locks.of(account_id):
+                    prepared = await upload.prepare(finetune, version, asset, scratch)
+                    async with desk.locks.of(account_id):
+                        removed: list[Weights] = []
                         try:
-                            await upload.store(finetune, prepared, scratch)
+                            removed += await upload.store(finetune, version, prepared, scratch)
                         finally:
-                            await finish(self._settle(scratch))
+                            desk.resolver.forget(account_id)
+                            await finish(desk.retirement.settle(account_id, scratch, removed))
                 finally:
-                    self._forget(account_id)
-                return await self.get(account_id, finetune.id)
+                    desk.validating.discard((finetune.id, number))
+                    desk.resolver.forget(account_id)
+                finetune = await desk.get(account_id, finetune.id)
+                return finetune, version_of(finetune, number)
 
-    async def delete(self, account_id: str, reference: str) -> tuple[Finetune, str | None]:
-        """Deletes rows and objects. Returns what it was, and its digest if no other finetune has the same weights.
+    def read_file(self, file: StoredFile) -> AsyncIterator[bytes]:
+        """The bytes of an uploaded file. Raises the errors of storage."""
+        return self._desk.objects.get(file.object_key)
 
-        Raises ObjectNotFound and the errors of storage. Requests that run already finish on the old weights.
+    async def delete(self, account_id: str, reference: str, when_in_use: WhenInUse = "drain") -> Removed:
+        """Removes a finetune with all versions; its name is free at once. Raises ObjectNotFound, FinetuneInUse.
+
+        Requests that run already finish on their weights; objects and tiers are freed after the last of them.
         """
-        finetune = await self.get(account_id, reference)
-        async with self._locks.of(finetune.id), self._locks.of(account_id), self._spool.scratch() as scratch:
-            finetune = await self.get(account_id, finetune.id)
-            keys = [file.object_key for file in finetune.files]
-            try:
-                await scratch.note([*keys, finetune.object_key] if finetune.object_key else keys)
-                async with self._database.write() as connection:
-                    if not await rows.remove(connection, finetune.id):
-                        raise ObjectNotFound(f"there is no finetune {printable(reference)!r} in this account")
-                    shared = finetune.digest is not None and await rows.uses_digest(connection, finetune.digest)
-            finally:
-                self._forget(account_id)
-                await finish(self._settle(scratch))
-        return finetune, None if shared else finetune.digest
-
-    async def resolve(
-        self, identity: Identity, model: CatalogModel, lora: str, request_id: str | None = None
-    ) -> ResolvedAdapter:
-        """The adapter that `lora` (id, else name) means to this caller on this model.
-
-        Raises FinetuneNotFound, FinetuneIncomplete, BadInput when it belongs to another model.
-        """
-        key = (identity.account_id, lora)
-        finetune = self._ready.get(key)
-        if finetune is None:
-            finetune = await self._look_up(key, request_id)
-        if finetune.model != model.name:
-            raise BadInput(
-                f"finetune {finetune.name!r} was made for {finetune.model}; use it with that model", param="lora"
-            )
-        if finetune.status != "ready":
-            raise FinetuneIncomplete(_incomplete(finetune), param="lora", reasons=finetune.reasons)
-        assert finetune.digest is not None, "a ready finetune has been packed"
-        assert finetune.object_key is not None, "a ready finetune has been stored"
-        return ResolvedAdapter(
-            finetune_id=finetune.id,
-            name=finetune.name,
-            digest=finetune.digest,
-            object_key=finetune.object_key,
-            size_bytes=finetune.size_bytes or 0,
-            rank=finetune.rank or 0,
-        )
+        found = await self.get(account_id, reference)
+        async with self._desk.removing(found) as (finetune, removal):
+            return await removal.take(finetune.versions, when_in_use, whole=True)
 
     async def sweep(self) -> int:
         """Removes what an earlier process left behind when it was killed; returns the number of its open tasks.
 
         What storage refuses to delete just now stays noted for the next start: serving does not wait for tidiness.
         """
-        leftovers = await self._spool.leftovers()
+        leftovers = await self._desk.spool.leftovers()
         for scratch in leftovers:
             try:
-                await self._settle(scratch)
-                await self._spool.discard(scratch)
+                await self._desk.retirement.settle("", scratch)
+                await self._desk.spool.discard(scratch)
             except StorageError as error:
                 logger.warning("left-over objects of %s cannot be removed yet: %s", scratch.folder.name, error)
         return len(leftovers)
+
+    def start(self) -> None:
+        """From now on uses are written down every half minute."""
+        self._writer = asyncio.create_task(self._write_uses(), name="adapter-uses")
+
+    async def aclose(self) -> None:
+        """Writes down the last uses; removals that wait for answers are left to the next start."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await finish(asyncio.wait({self._writer}))
+        await self._desk.retirement.aclose()
+        await finish(self.write_uses())
+
+    async def write_uses(self) -> None:
+        """Adds to the rows what is not written down yet. A store that is away loses nothing: it is tried again."""
+        if taken := self.uses.take_unwritten():
+            try:
+                async with self._desk.database.write() as connection:
+                    await rows.note_uses(connection, taken)
+            except StorageError as error:
+                logger.warning("uses of adapters are not written down yet: %s", error)
+                self.uses.put_back(taken)
+
+    async def _write_uses(self) -> None:
+        while True:
+            await asyncio.sleep(USES_WRITTEN_EVERY_S)
+            await self.write_uses()
 
     def _base(self, model: str) -> CatalogModel:
         base = self._catalog.get(model)
@@ -209,51 +244,32 @@ class Finetunes:
             )
         return base
 
-    async def _look_up(self, key: tuple[str, str], request_id: str | None) -> Finetune:
-        account_id, lora = key
-        generation = self._generation
-        found = None
-        if len(lora) <= 256:
-            async with self._database.read() as connection:
-                found = await rows.find(connection, account_id, lora)
-        if found is None:
-            raise FinetuneNotFound(
-                f"AiError: AiError: Finetune {printable(lora)} not found ({request_id or uuid.uuid4()})", param="lora"
-            )
-        if found.status == "ready" and generation == self._generation:
-            self._ready[key] = found
-        return found
 
-    def _forget(self, account_id: str) -> None:
-        self._generation += 1
-        for key in [key for key in self._ready if key[0] == account_id]:
-            self._ready.pop(key, None)
-
-    async def _settle(self, scratch: Scratch) -> None:
-        """Deletes the noted objects that no row refers to; until that worked, the notes stay for the next start."""
-        for key in scratch.noted:
-            async with self._database.read() as connection:
-                kept = await rows.refers_to_object(connection, key)
-            if not kept:
-                await self._objects.delete(key)
-        scratch.settled = True
+def _checked_name(name: str, *, public: bool) -> str:
+    name = checked_name(name, "the finetune's name")
+    if public and not name.startswith(PUBLIC_PREFIX):
+        raise BadInput(f"the name of a public finetune must begin with {PUBLIC_PREFIX}", param="name")
+    if not public and (likeness(name).startswith(PUBLIC_PREFIX) or likeness(name) == "public"):
+        raise BadInput(f"names {PUBLIC_PREFIX}… and public are reserved; choose another name", param="name")
+    if _is_uuid(name):
+        raise BadInput("the finetune's name must not have the form of an id; choose another name", param="name")
+    return name
 
 
-def _open_for_upload(finetune: Finetune) -> None:
-    if finetune.status == "ready":
-        raise BadInput(
-            f"finetune {finetune.name!r} is complete and its files cannot be changed; create a new finetune, or "
-            "delete this one first"
-        )
-
-
-def _incomplete(finetune: Finetune) -> str:
-    text = f"Finetune {finetune.name} is missing required files"
-    if finetune.missing:
-        text += f": upload {' and '.join(finetune.missing)}"
-    if finetune.reasons:
-        text += f"; the last upload was refused: {'; '.join(finetune.reasons)}"
+def _checked_description(description: str | None) -> str:
+    text = description or ""
+    if len(text) > MAX_DESCRIPTION_CHARS or "\0" in text:
+        raise BadInput(f"description must have at most {MAX_DESCRIPTION_CHARS} characters", param="description")
     return text
+
+
+def _check_same(finetune: Finetune, version: Version, asset: Asset) -> None:
+    stored = version.file(asset.file_name)
+    if stored is None or stored.sha256 != asset.file.sha256:
+        raise BadInput(
+            f"version {version.number} of finetune {finetune.name!r} is complete and its files cannot be changed; open "
+            "a new version (POST …/versions) and upload both files to it, or create a new finetune"
+        )
 
 
 def _is_uuid(name: str) -> bool:

@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+# Owns the operator's public adapters. Not random: nobody gets a token of it, and no list shows it.
+PUBLIC_ACCOUNT_ID: Final = "cf0b11c0000000000000000000000000"
 SECRET_PREFIX: Final = "cfat_"  # noqa: S105 - the public prefix, not a secret
 _SECRET = re.compile(r"cfat_[A-Za-z0-9_-]{43}")
 _RANDOM_BITS: Final = 74

@@ -170,7 +170,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class ResolvedAdapter(msgspec.Struct, frozen=True):
-    """A finetune that is ready to serve: `digest` and `object_key` name its packed file."""
+    """A finetune's version that is ready to serve: `digest` and `object_key` name its packed file."""
 
     finetune_id: str
     name: str
@@ -178,6 +178,7 @@ class ResolvedAdapter(msgspec.Struct, frozen=True):
     object_key: str
     size_bytes: int
     rank: int
+    version: int = 1
 
 
 class ResolvedRequest(msgspec.Struct, frozen=True):

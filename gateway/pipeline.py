@@ -7,7 +7,7 @@ which frees everything that the request holds there. The deadline is not watched
 """
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 import msgspec
 
@@ -30,8 +30,13 @@ class Pipeline:
         self._backends = backends
         self._telemetry = telemetry
 
-    async def resolve(self, request: ChatRequest, identity: Identity, log_id: str) -> ResolvedRequest:
-        """Raises UnknownModel, LoraNotSupported, FinetuneNotFound, FinetuneIncomplete."""
+    async def resolve(
+        self, request: ChatRequest, identity: Identity, log_id: str, session: str | None = None
+    ) -> ResolvedRequest:
+        """`session`: the caller's word for what belongs together; it stays with one side of a split.
+
+        Raises UnknownModel, LoraNotSupported, FinetuneNotFound, FinetuneIncomplete.
+        """
         model = self._catalog.get(request.model)
         adapter = None
         if request.lora is not None:
@@ -40,15 +45,18 @@ class Pipeline:
                     f"{model.name} does not support LoRA; leave 'lora' out or name a model that takes adapters",
                     param="lora",
                 )
-            adapter = await self._finetunes.resolve(identity, model, request.lora, log_id)
+            adapter = await self._finetunes.resolve(identity, model, request.lora, log_id, session)
         return ResolvedRequest(request, identity, model.name, adapter, log_id)
 
     async def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
-        """The answer in pieces; the last has finish_reason and usage. Raises what `Backend.generate` raises."""
+        """The answer in pieces; the last has finish_reason and usage. Raises what `Backend.generate` raises, and
+        FinetuneNotFound when the adapter was deleted since it was resolved.
+        """
         backend = self._backends.get(request.model)
         if backend is None:
             raise RuntimeUnavailable(f"no runtime serves {request.model} at the moment", retry_after_s=5)
-        with self._telemetry.inference_span(request) as span:
+        using = self._finetunes.uses.hold(request.adapter, request.log_id) if request.adapter else nullcontext()
+        with using, self._telemetry.inference_span(request) as span:
             request = msgspec.structs.replace(request, traceparent=span.traceparent)
             async with aclosing(backend.generate(request)) as chunks:
                 async for chunk in chunks:

@@ -25,6 +25,13 @@ Share = Annotated[float, Meta(gt=0, le=1)]
 Memory = Literal["auto"] | Share | Annotated[int, Meta(ge=1024**2)]
 
 
+_LIMITS = {
+    "launch": {"max_rank": 8, "max_bytes": 100 * 1000**2, "max_per_account": 30},
+    "today": {"max_rank": 32, "max_bytes": 300 * 1000**2, "max_per_account": 100},
+    "free": {"max_rank": 512, "max_bytes": 10 * 1000**3, "max_per_account": 100_000},
+}
+
+
 class SettingsError(Exception):
     """The settings cannot be used; the text names key, value and what is allowed."""
 
@@ -73,11 +80,20 @@ class Tiers(_Section, frozen=True):
 
 
 class Adapters(_Section, frozen=True):
-    """What an upload may be. The defaults are the limits of 2024; today's are 32, 300 MB and 100."""
+    """What an upload may be. `limits`: those of Workers AI at its "launch" in 2024 (rank 8, 100 MB, 30 per account),
+    "today"'s (32, 300 MB, 100), or "free" (512, 10 GB, 100,000). A number of one's own goes before that of the preset;
+    0 is the preset's. `kept_versions`: ready versions of one finetune, the current one included, before the oldest go.
+    """
 
-    max_rank: Annotated[int, Meta(ge=1, le=512)] = 8
-    max_bytes: Positive = 100 * 1000**2
-    max_per_account: Positive = 30
+    limits: Literal["launch", "today", "free"] = "launch"
+    max_rank: Annotated[int, Meta(ge=0, le=512)] = 0
+    max_bytes: Annotated[int, Meta(ge=0)] = 0
+    max_per_account: Annotated[int, Meta(ge=0)] = 0
+    kept_versions: Annotated[int, Meta(ge=2, le=1000)] = 5
+
+    def __post_init__(self) -> None:
+        for name, value in _LIMITS[self.limits].items():
+            msgspec.structs.force_setattr(self, name, getattr(self, name) or value)
 
 
 class Runtime(_Section, frozen=True):
@@ -158,6 +174,12 @@ class Settings(_Section, frozen=True):
     logs: Logs = Logs()
     telemetry: Telemetry = Telemetry()
     client: Client = Client()
+
+
+def adapter_limits(settings: Settings) -> Adapters:
+    """What an upload may be here: the limits, and no rank that the device pool could never hold."""
+    rank = min(settings.adapters.max_rank, settings.runtime.adapter_rows)
+    return msgspec.structs.replace(settings.adapters, max_rank=rank)
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:

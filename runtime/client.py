@@ -55,6 +55,7 @@ from runtime.stream import Stream
 logger = logging.getLogger(__name__)
 
 MAX_STATUSES: Final = 4096
+MAX_TO_FORGET: Final = 10_000
 FIRST_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
 MISSED_PONGS: Final = 3
@@ -99,6 +100,7 @@ class RuntimeClient:
         self._ready = asyncio.Event()
         self._statuses: cachetools.LRUCache[str, AdapterStatus] = cachetools.LRUCache(MAX_STATUSES)
         self._task: asyncio.Task[None] | None = None
+        self._to_forget: set[str] = set()
         self._unanswered = 0
         self._problem = "not connected yet"
         self.model: ModelInfo | None = None
@@ -200,9 +202,12 @@ class RuntimeClient:
         self._tell(Prefetch(adapter))
 
     async def forget(self, digest: str) -> None:
-        """Asks the runtime to drop a deleted adapter from every tier. Best effort."""
+        """Asks the runtime to drop a deleted adapter from every tier; while disconnected, as soon as there is one."""
         self._statuses.pop(digest, None)
-        self._tell(Forget(digest))
+        if self.ready:
+            self._tell(Forget(digest))
+        elif len(self._to_forget) < MAX_TO_FORGET:
+            self._to_forget.add(digest)
 
     def adapter_status(self, digest: str) -> AdapterStatus | None:
         """The latest news of an adapter; None when there was none, or too long ago."""
@@ -291,6 +296,9 @@ class RuntimeClient:
         self._refused = ""
         self.model, self.pid, self._unanswered = frame.model, frame.pid, 0
         self._ready.set()
+        for digest in self._to_forget:
+            self._tell(Forget(digest))
+        self._to_forget.clear()
 
     def _unusable(self, problem: str) -> RuntimeLost:
         """Waiting does not mend it: the operator is told, once and not at every attempt."""

@@ -1,7 +1,7 @@
 """The row store's tables. Rows only: bodies and adapter files live in the object store.
 
-account 1-n token, account 1-n finetune 1-n finetune_file, account 1-n log. Times are Unix seconds (float, UTC).
-Ids are random 128-bit hex (accounts, tokens), UUIDv4 (finetunes), UUIDv7 (logs).
+account 1-n token, account 1-n finetune 1-n version 1-n file, finetune 1-n alias, account 1-n log. Times are Unix
+seconds (float, UTC). Ids are random 128-bit hex (accounts, tokens), UUIDv4 (finetunes), UUIDv7 (logs).
 """
 
 from sqlalchemy import (
@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -63,27 +64,56 @@ finetunes = Table(
     Column("model", String(128), nullable=False),
     Column("description", Text, nullable=False),
     Column("public", Boolean, nullable=False),
-    Column("status", String(16), nullable=False),  # pending | ready | failed
-    Column("reasons", JSON, nullable=False),  # of `failed`: a list of sentences
-    Column("digest", String(64)),
-    Column("object_key", String(256)),
-    Column("size_bytes", BigInteger),
-    Column("rank", Integer),
-    Column("modules", JSON),
+    Column("pinned", Boolean, nullable=False, server_default="0"),  # kept in memory by the operator's word
+    Column("last_version", Integer, nullable=False, server_default="1"),  # numbers are never given twice
     Column("created_at", Float, nullable=False),
     Column("modified_at", Float, nullable=False),
     UniqueConstraint("account_id", "name"),
 )
 
+finetune_versions = Table(
+    "finetune_versions",
+    metadata,
+    Column("finetune_id", ForeignKey("finetunes.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("status", String(16), nullable=False),  # pending | ready | failed
+    Column("reasons", JSON, nullable=False),  # of `failed`: a list of sentences
+    Column("activate", Boolean, nullable=False),  # whether it becomes the default version as soon as it is ready
+    Column("digest", String(64), index=True),
+    Column("object_key", String(256), index=True),
+    Column("size_bytes", BigInteger),
+    Column("rank", Integer),
+    Column("modules", JSON),
+    Column("created_at", Float, nullable=False),
+    Column("modified_at", Float, nullable=False),
+    Column("last_used_at", Float),
+    Column("requests", BigInteger, nullable=False, server_default="0"),
+)
+
 finetune_files = Table(
     "finetune_files",
     metadata,
-    Column("finetune_id", ForeignKey("finetunes.id", ondelete="CASCADE"), primary_key=True),
+    Column("finetune_id", String(36), primary_key=True),
+    Column("version", Integer, primary_key=True),
     Column("file_name", String(64), primary_key=True),
-    Column("object_key", String(256), nullable=False),
+    Column("object_key", String(256), nullable=False, index=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("uploaded_at", Float, nullable=False),
+    ForeignKeyConstraint(
+        ["finetune_id", "version"], ["finetune_versions.finetune_id", "finetune_versions.number"], ondelete="CASCADE"
+    ),
+)
+
+# What a reference means: "default" for the bare name or id, other names for `name@alias`.
+finetune_aliases = Table(
+    "finetune_aliases",
+    metadata,
+    Column("finetune_id", ForeignKey("finetunes.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(32), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("canary", Integer),  # the version that `canary_percent` of the requests get
+    Column("canary_percent", Float, nullable=False, server_default="0"),
 )
 
 logs = Table(

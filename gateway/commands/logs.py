@@ -36,7 +36,7 @@ def export(
     """Write exchanges as OpenAI chat JSONL, one conversation a line."""
     if feedback not in (None, -1, 1):
         raise CommandFailed(f"--feedback {feedback}: must be 1 or -1", 2)
-    api = Api(settings_of(config).client, url, account, token)
+    api = Api.of_account(settings_of(config).client, url, account, token)
     params: dict[str, str | int] = {"format": export_format}
     if feedback is not None:
         params["feedback"] = feedback

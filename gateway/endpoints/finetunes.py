@@ -1,93 +1,196 @@
-"""`/ai/finetunes`: create, list, read, delete, and the upload of the two files (wire-contract 3.6; reading one and
-deleting are ours). Parse, call, reply; the rules live in `gateway.finetunes`.
+"""`/ai/finetunes`: create, list, public ones, and the upload of the two files (wire-contract 3.6). Ours beyond it:
+read, describe and delete one, download a file, paging of the list. Parse, call, reply; the rules live in
+`gateway.finetunes`.
 """
 
-from collections.abc import AsyncIterator
-from typing import Any, Final, Literal
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Final, Literal, cast, get_args
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from gateway.errors import BadInput, RequestTooLarge
-from gateway.finetune_rows import Finetune
-from gateway.ingest.adapter import WEIGHTS_FILE
+from gateway.errors import BadInput, BadQuery, ObjectNotFound, RequestTooLarge
+from gateway.finetune_desk import WhenInUse
+from gateway.finetune_records import Finetune, Version
+from gateway.ids import PUBLIC_ACCOUNT_ID
+from gateway.ingest.adapter import ADAPTER_FILES, WEIGHTS_FILE
 from gateway.messages import Identity
+from gateway.names import printable
 from gateway.permissions import Permission
 from gateway.routes import ACCOUNT, ApiRoute, Handler
 from gateway.services import Services
-from gateway.wire.envelope import iso_time, success
+from gateway.wire.envelope import read_page, success, success_page
+from gateway.wire.finetune_json import Residency, finetune_detail, finetune_json
 from gateway.wire.json_body import read_object
 from gateway.wire.multipart import read_parts
 from runtime.protocol import AdapterRef
 
 FINETUNES: Final = ACCOUNT + "/ai/finetunes"
-Method = Literal["GET", "POST", "DELETE"]
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 MAX_CREATE_BYTES: Final = 64 * 1024
 # What a multipart body may hold besides the file itself.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
+_ORDERS: Final[dict[str, Callable[[Finetune], Any]]] = {
+    "created_at": lambda finetune: finetune.created_at,
+    "modified_at": lambda finetune: finetune.modified_at,
+    "name": lambda finetune: finetune.name,
+    "model": lambda finetune: finetune.model,
+    "id": lambda finetune: finetune.id,
+}
 
 
 async def create(request: Request, identity: Identity, services: Services) -> Response:
     """POST {model, name, description?}."""
     body = await read_object(request, MAX_CREATE_BYTES)
-    model, name, description = body.get("model"), body.get("name"), body.get("description")
+    model, name = body.get("model"), body.get("name")
     if not isinstance(model, str) or not model:
         raise BadInput("model must be the name of a base model", param="model")
     if not isinstance(name, str):
         raise BadInput("name must be a string", param="name")
-    if not isinstance(description, str | None):
-        raise BadInput("description must be a string", param="description")
-    if body.get("public"):
-        raise BadInput("public finetunes are not offered here; leave 'public' out", param="public")
-    return success(_json(await services.finetunes.create(identity.account_id, model, name, description)))
+    if body.get("public") and identity.account_id != PUBLIC_ACCOUNT_ID:
+        raise BadInput("public finetunes are the operator's; leave 'public' out", param="public")
+    made = await services.finetunes.create(identity.account_id, model, name, _description(body))
+    return success(finetune_json(made))
 
 
 async def list_all(request: Request, identity: Identity, services: Services) -> Response:
-    """GET: a flat array, as wrangler reads it."""
-    return success([_json(finetune) for finetune in await services.finetunes.list_finetunes(identity.account_id)])
+    """GET: a flat array, as wrangler reads it; one page of it when `page` or `per_page` is there."""
+    query, account = request.query_params, identity.account_id
+    if "page" not in query and "per_page" not in query:
+        return success([finetune_json(finetune) for finetune in await services.finetunes.list_finetunes(account)])
+    page = read_page(query)
+    total = await services.finetunes.count(account)
+    found = await services.finetunes.list_finetunes(account, page.per_page, (page.page - 1) * page.per_page)
+    return success_page([finetune_json(finetune) for finetune in found], page, total)
 
 
 async def list_public(request: Request, identity: Identity, services: Services) -> Response:
-    """GET: this deployment offers none."""
-    return success([])
+    """GET ?limit&offset&orderBy: the operator's, those that can be used."""
+    query = request.query_params
+    order, down = query.get("orderBy", "created_at"), False
+    if order.startswith("-"):
+        order, down = order[1:], True
+    if order not in _ORDERS:
+        raise BadQuery(
+            f"orderBy must be one of {', '.join(_ORDERS)}, with '-' in front for the reverse", param="orderBy"
+        )
+    found = [each for each in await services.finetunes.list_finetunes(PUBLIC_ACCOUNT_ID) if each.current is not None]
+    found.sort(key=_ORDERS[order], reverse=down)
+    offset = _natural(query.get("offset"), "offset", 0)
+    limit = _natural(query.get("limit"), "limit", len(found))
+    return success([finetune_json(finetune) for finetune in found[offset : offset + limit]])
 
 
 async def get(request: Request, identity: Identity, services: Services) -> Response:
-    """GET one, with its state, its files and where its weights are."""
-    finetune = await services.finetunes.get(identity.account_id, request.path_params["finetune"])
-    files = [{"file_name": f.file_name, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in finetune.files]
-    detail = {
-        "rank": finetune.rank,
-        "modules": finetune.modules,
-        "size_bytes": finetune.size_bytes,
-        "digest": finetune.digest,
-        "files": files,
-        "missing": finetune.missing,
-        "residency": _residency(finetune, services),
-    }
-    return success({**_json(finetune), **detail})
+    """GET one, with its state, its versions and where its weights are; the operator's public ones too."""
+    reference = request.path_params["finetune"]
+    try:
+        finetune = await services.finetunes.get(identity.account_id, reference)
+    except ObjectNotFound as error:
+        try:
+            finetune = await services.finetunes.get(PUBLIC_ACCOUNT_ID, reference)
+        except ObjectNotFound:
+            raise error from None
+    return success(finetune_detail(finetune, in_use(finetune, services), residency(finetune, services)))
+
+
+async def describe(request: Request, identity: Identity, services: Services) -> Response:
+    """PATCH {description}."""
+    body = await read_object(request, MAX_CREATE_BYTES)
+    if "description" not in body or len(body) != 1:
+        raise BadInput("send description and nothing else; versions and aliases have calls of their own")
+    reference = request.path_params["finetune"]
+    changed = await services.finetunes.describe(identity.account_id, reference, _description(body))
+    return success(finetune_json(changed))
 
 
 async def delete(request: Request, identity: Identity, services: Services) -> Response:
-    """DELETE: rows, objects, and its place in every tier when no other finetune has the same weights."""
-    finetune, digest = await services.finetunes.delete(identity.account_id, request.path_params["finetune"])
-    backend = services.backends.get(finetune.model)
-    if digest is not None and backend is not None:
-        await backend.forget(digest)
-    return success({"id": finetune.id})
+    """DELETE ?when_in_use=drain|refuse: rows at once, objects and tiers after the last answer that needs them."""
+    reference, chosen = request.path_params["finetune"], when_in_use(request)
+    removed = await services.finetunes.delete(identity.account_id, reference, chosen)
+    return success({"id": removed.finetune.id, "in_use": removed.num_in_use})
 
 
 async def upload(request: Request, identity: Identity, services: Services) -> Response:
     """POST multipart: `file_name` and `file`, in any order. The reply comes as soon as something is wrong."""
+    return await take_upload(request, identity, services, None)
+
+
+async def take_upload(request: Request, identity: Identity, services: Services, number: int | None) -> Response:
+    """An upload to one version; None: see `Finetunes.upload`."""
     max_bytes = services.settings.adapters.max_bytes + MAX_OVERHEAD_BYTES
     body = _limited(request, max_bytes)
     parts = read_parts(request.headers.get("content-type", ""), body)
-    finetune = await services.finetunes.upload(identity.account_id, request.path_params["finetune"], parts)
+    reference = request.path_params["finetune"]
+    finetune, version = await services.finetunes.upload(identity.account_id, reference, parts, number)
+    if version.status == "ready":
+        await prefetch(finetune, version, services)
+    result = {"id": finetune.id, "status": version.status, "missing": version.missing, "version": version.number}
+    return success(result)
+
+
+async def download(request: Request, identity: Identity, services: Services) -> Response:
+    """GET one uploaded file, of the current version."""
+    finetune = await services.finetunes.get(identity.account_id, request.path_params["finetune"])
+    return await send_file(finetune.shown, request.path_params["file_name"], services)
+
+
+async def send_file(version: Version, file_name: str, services: Services) -> Response:
+    """The file as it was uploaded. Its digest is in the row, so nothing is checked here; the reader can."""
+    if file_name not in ADAPTER_FILES or (file := version.file(file_name)) is None:
+        raise ObjectNotFound(f"version {version.number} has no file {printable(file_name, 64)!r}")
+    chunks = services.finetunes.read_file(file)
+    first = await anext(chunks, b"")  # a store that is away gets a status and not a broken body
+
+    async def body() -> AsyncIterator[bytes]:
+        async with aclosing(cast(Any, chunks)):
+            yield first
+            async for chunk in chunks:
+                yield chunk
+
+    headers = {
+        "cache-control": "private, no-store",
+        "content-length": str(file.size_bytes),
+        "content-disposition": f'attachment; filename="{file_name}"',
+        "etag": f'"{file.sha256}"',
+    }
+    return StreamingResponse(body(), media_type="application/octet-stream", headers=headers)
+
+
+async def prefetch(finetune: Finetune, version: Version, services: Services) -> None:
+    """The first request will find the weights in memory, if there is time until then."""
     backend = services.backends.get(finetune.model)
-    if finetune.status == "ready" and finetune.digest and finetune.object_key and backend is not None:
-        size, rank = finetune.size_bytes or 0, finetune.rank or 0
-        await backend.prefetch(AdapterRef(finetune.digest, finetune.object_key, size, rank, finetune.id))
-    return success({"id": finetune.id, "status": finetune.status, "missing": finetune.missing})
+    if backend is not None and version.digest and version.object_key:
+        size, rank = version.size_bytes or 0, version.rank or 0
+        await backend.prefetch(AdapterRef(version.digest, version.object_key, size, rank, finetune.id))
+
+
+def when_in_use(request: Request) -> WhenInUse:
+    """Raises BadQuery."""
+    chosen = request.query_params.get("when_in_use", "drain")
+    if chosen not in get_args(WhenInUse):
+        raise BadQuery("when_in_use must be drain or refuse", param="when_in_use")
+    return cast(WhenInUse, chosen)
+
+
+def in_use(finetune: Finetune, services: Services) -> Callable[[int], int]:
+    """How many answers are under way with a version."""
+    return lambda number: services.finetunes.uses.count(finetune.id, (number,))
+
+
+def residency(finetune: Finetune, services: Services) -> Residency | None:
+    """How to ask where a digest is; None without a backend."""
+    backend = services.backends.get(finetune.model)
+    return None if backend is None else backend.adapter_status
+
+
+def both(method: Method, path: str, handler: Handler, permission: Permission) -> tuple[ApiRoute, ApiRoute]:
+    """With and without a slash at the end: the documentation's own curl sends one."""
+    return (
+        ApiRoute(method, FINETUNES + path, handler, permission),
+        ApiRoute(method, f"{FINETUNES}{path}/", handler, permission),
+    )
 
 
 async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
@@ -107,49 +210,28 @@ async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         raise BadInput("the upload broke off") from error
 
 
-def _json(finetune: Finetune) -> dict[str, Any]:
-    return {
-        "id": finetune.id,
-        "account_id": finetune.account_id,
-        "name": finetune.name,
-        "model": finetune.model,
-        "description": finetune.description,
-        "public": False,
-        "created_at": iso_time(finetune.created_at),
-        "modified_at": iso_time(finetune.modified_at),
-        "status": finetune.status,
-        "reasons": finetune.reasons,
-    }
+def _description(body: dict[str, Any]) -> str | None:
+    description = body.get("description")
+    if not isinstance(description, str | None):
+        raise BadInput("description must be a string", param="description")
+    return description
 
 
-def _residency(finetune: Finetune, services: Services) -> dict[str, Any] | None:
-    """Where the weights are now and how they last got there; before any request they are in the object store."""
-    backend = services.backends.get(finetune.model)
-    if finetune.status != "ready" or finetune.digest is None or backend is None:
-        return None
-    status = backend.adapter_status(finetune.digest)
-    if status is None:
-        return {"tier": "object", "path": []}
-    path = [{"tier": v.tier, "ms": round(v.seconds * 1000, 3), "bytes": v.size_bytes} for v in status.visits]
-    found: dict[str, Any] = {"tier": status.resident or "object", "path": path}
-    if status.failure is not None:
-        found["failure"] = status.failure.message
-    return found
-
-
-def _both(method: Method, path: str, handler: Handler, permission: Permission) -> tuple[ApiRoute, ApiRoute]:
-    """With and without a slash at the end: the documentation's own curl sends one."""
-    return (
-        ApiRoute(method, FINETUNES + path, handler, permission),
-        ApiRoute(method, f"{FINETUNES}{path}/", handler, permission),
-    )
+def _natural(text: str | None, name: str, default: int) -> int:
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 7:
+        raise BadQuery(f"{name} must be a whole number from 0 to 9999999", param=name)
+    return int(text)
 
 
 ROUTES: Final[tuple[ApiRoute, ...]] = (
-    *_both("POST", "", create, "workers_ai.write"),
-    *_both("GET", "", list_all, "workers_ai.read"),
-    *_both("GET", "/public", list_public, "workers_ai.read"),
-    *_both("GET", "/{finetune}", get, "workers_ai.read"),
-    *_both("DELETE", "/{finetune}", delete, "workers_ai.write"),
-    *_both("POST", "/{finetune}/finetune-assets", upload, "workers_ai.write"),
+    *both("POST", "", create, "workers_ai.write"),
+    *both("GET", "", list_all, "workers_ai.read"),
+    *both("GET", "/public", list_public, "workers_ai.read"),
+    *both("GET", "/{finetune}", get, "workers_ai.read"),
+    *both("PATCH", "/{finetune}", describe, "workers_ai.write"),
+    *both("DELETE", "/{finetune}", delete, "workers_ai.write"),
+    *both("POST", "/{finetune}/finetune-assets", upload, "workers_ai.write"),
+    *both("GET", "/{finetune}/finetune-assets/{file_name}", download, "workers_ai.read"),
 )

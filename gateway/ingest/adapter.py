@@ -58,7 +58,7 @@ class PackedFile(NamedTuple):
 def check_config_file(data: bytes, geometry: Geometry, max_rank: int) -> AdapterConfig:
     """The config on its own. Raises AdapterRefused."""
     config, reasons = check_config(data, geometry, max_rank)
-    if config is None:
+    if config is None or reasons:
         raise AdapterRefused(reasons)
     return config
 
@@ -79,11 +79,11 @@ def check_adapter(config_data: bytes, weights: Path, geometry: Geometry, max_ran
     try:
         tensors = check_weights_file(weights)
     except AdapterRefused as error:
-        reasons = [*reasons, *error.reasons]
-    if config is None or reasons:
+        raise AdapterRefused([*reasons, *error.reasons]) from error
+    if config is None:
         raise AdapterRefused(reasons)
-    modules, reasons = plan_modules(tensors, config, geometry)
-    reasons += not_finite(modules, _mapped(weights))
+    modules, broken = plan_modules(tensors, config, geometry)
+    reasons += [*broken, *not_finite(modules, _mapped(weights))]
     if reasons:
         raise AdapterRefused(reasons)
     dtypes = {DTYPES[tensor.dtype] for module in modules for tensor in (module.a, module.b)}

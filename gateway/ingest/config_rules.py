@@ -1,9 +1,10 @@
 """`adapter_config.json`: what a PEFT LoRA config may say, and what this server would compute wrongly and so refuses.
 
-Shape: `check_config` turns the file's bytes into an `AdapterConfig` (all that serving needs) or a list of broken
-rules, every one of them, each a sentence. Nothing in the file is ever opened, fetched or run: the base's name is read
-only to notice that it names another family. Settings that are off, empty or null are always accepted, so that files
-of newer tools pass as long as they ask for plain LoRA.
+Shape: `check_config` turns the file's bytes into an `AdapterConfig` (all that serving needs) and a list of broken
+rules, every one of them, each a sentence. A config that breaks rules but can be understood is still returned, so that
+the tensors can be held against it and all that is wrong is told at once. Nothing in the file is ever opened, fetched
+or run: the base's name is read only to notice that it names another family. Settings that are off, empty or null are
+always accepted, so that files of newer tools pass as long as they ask for plain LoRA.
 """
 
 import json
@@ -79,7 +80,7 @@ class AdapterConfig(NamedTuple):
 
 
 def check_config(data: bytes, geometry: Geometry, max_rank: int) -> tuple[AdapterConfig | None, list[str]]:
-    """The config, or None and every rule that it breaks."""
+    """The config as far as it can be understood, and every rule that it breaks."""
     try:
         raw = _parse(data)
     except ValueError as error:
@@ -99,9 +100,9 @@ def check_config(data: bytes, geometry: Geometry, max_rank: int) -> tuple[Adapte
     if ranks is not None and (largest := max((raw.get("rank_pattern") or {}).values(), default=0)) > max_rank:
         reasons.append(f"rank_pattern asks for rank {largest}, above the limit of {max_rank}")
     targets = _targets(raw.get("target_modules"), reasons)
-    if reasons or ranks is None or alphas is None or rank is None or alpha is None:
+    if ranks is None or alphas is None or rank is None or alpha is None:
         return None, reasons
-    return AdapterConfig(rank, alpha, bool(raw.get("use_rslora")), ranks, alphas, targets), []
+    return AdapterConfig(rank, alpha, bool(raw.get("use_rslora")), ranks, alphas, targets), reasons
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -34,18 +34,20 @@ def inspect_folder(folder: Path, geometry: Geometry, limits: Adapters) -> Inspec
     """Checks `adapter_config.json` and `adapter_model.safetensors` in `folder` as an upload would be."""
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     reasons = [f"{folder / name} is missing" for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if reasons:
+        return Inspection(ok=False, reasons=tuple(reasons))
     try:
-        if not reasons and weights.stat().st_size > limits.max_bytes:
+        if weights.stat().st_size > limits.max_bytes:
             reasons.append(f"{WEIGHTS_FILE} has {weights.stat().st_size} bytes; the limit is {limits.max_bytes}")
-        if reasons:
-            return Inspection(ok=False, reasons=tuple(reasons))
         with config.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
         adapter = check_adapter(data, weights, geometry, limits.max_rank)
+        if reasons:
+            return Inspection(ok=False, reasons=tuple(reasons))
         with tempfile.TemporaryDirectory() as scratch:
             packed = pack(adapter, weights, geometry, Path(scratch) / "packed")
     except AdapterRefused as error:
-        return Inspection(ok=False, reasons=error.reasons)
+        return Inspection(ok=False, reasons=(*reasons, *error.reasons))
     except OSError as error:
         return Inspection(ok=False, reasons=(f"{error.filename or folder}: {error.strerror}",))
     return Inspection(

@@ -72,10 +72,10 @@ def plan_modules(
     modules = []
     for (layer, module), sides in sorted(pairs.items()):
         found = _module(layer, module, sides, config, geometry)
-        if isinstance(found, str):
-            reasons.append(found)
-        else:
+        if isinstance(found, LoraModule):
             modules.append(found)
+        else:
+            reasons += found
     return modules, reasons
 
 
@@ -95,7 +95,7 @@ def _place(tensor: Tensor, geometry: Geometry, config: AdapterConfig) -> tuple[i
         return f"tensor {tensor.name}: the base has {geometry.num_layers} layers, counted from 0"
     if tensor.dtype not in DTYPES:
         return f"tensor {tensor.name} has dtype {tensor.dtype}; accepted are {', '.join(DTYPES)}"
-    full = _full_name(layer, module)
+    full = full_name(layer, module)
     if config.targets is not None and not any(full == t or full.endswith("." + t) for t in config.targets):
         return f"tensor {tensor.name} belongs to a module that target_modules does not name"
     return layer, module, side
@@ -103,23 +103,23 @@ def _place(tensor: Tensor, geometry: Geometry, config: AdapterConfig) -> tuple[i
 
 def _module(
     layer: int, module: str, sides: dict[str, Tensor], config: AdapterConfig, geometry: Geometry
-) -> LoraModule | str:
-    full = _full_name(layer, module)
-    if len(sides) < 2:
-        missing = "B" if "A" in sides else "A"
-        return f"module {full} has no lora_{missing} matrix"
+) -> LoraModule | list[str]:
+    """The module, or everything that is wrong with its matrices."""
+    full = full_name(layer, module)
+    reasons = [f"module {full} has no lora_{side} matrix" for side in ("A", "B") if side not in sides]
     rank, (out_features, in_features) = config.rank_of(full), geometry.shape(module)
-    a, b = sides["A"], sides["B"]
-    for tensor, wanted in ((a, (rank, in_features)), (b, (out_features, rank))):
-        if tensor.shape != wanted:
-            return (
+    for side, wanted in (("A", (rank, in_features)), ("B", (out_features, rank))):
+        tensor = sides.get(side)
+        if tensor is not None and tensor.shape != wanted:
+            reasons.append(
                 f"tensor {tensor.name} has shape {list(tensor.shape)}; rank {rank} of adapter_config.json and this "
                 f"base need {list(wanted)}"
             )
-    return LoraModule(layer, module, rank, config.scaling_of(full), a, b)
+    return reasons or LoraModule(layer, module, rank, config.scaling_of(full), sides["A"], sides["B"])
 
 
-def _full_name(layer: int, module: str) -> str:
+def full_name(layer: int, module: str) -> str:
+    """A module's name in the base."""
     return f"model.layers.{layer}.{_BLOCK[module]}.{module}"
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gateway import finetune_rows as rows
+from gateway.adapter_uses import AdapterUses
 from gateway.catalog import CatalogModel
 from gateway.errors import BadInput, ObjectNotFound, OverCapacity, StorageUnavailable
-from gateway.finetune_rows import Finetune, StoredFile
+from gateway.finetune_records import DEFAULT_ALIAS, Finetune, Pointer, StoredFile, Version
+from gateway.finetune_versions import superseded
 from gateway.ingest.adapter import (
     ADAPTER_FILES,
     CONFIG_FILE,
@@ -26,6 +28,7 @@ from gateway.ingest.adapter import (
     pack,
 )
 from gateway.ingest.receive import Asset, receive_asset
+from gateway.ingest.retirement import Weights
 from gateway.ingest.spool import Scratch, SpooledFile
 from gateway.settings import Adapters
 from gateway.wire.multipart import Part
@@ -72,23 +75,30 @@ class Upload:
     """The steps of one upload to a finetune of `base`."""
 
     def __init__(
-        self, database: Database, objects: ObjectStore, base: CatalogModel, limits: Adapters, now: Callable[[], float]
+        self,
+        database: Database,
+        objects: ObjectStore,
+        base: CatalogModel,
+        limits: Adapters,
+        uses: AdapterUses,
+        now: Callable[[], float],
     ) -> None:
         assert base.geometry is not None, "the catalogue gives a geometry to every model that has weights"
         self._geometry: Geometry = base.geometry
         self._database = database
         self._objects = objects
         self._limits = limits
+        self._uses = uses
         self._now = now
 
     async def receive(self, parts: AsyncIterator[Part], scratch: Scratch) -> Asset:
         """Raises BadInput, RequestTooLarge, StorageFull."""
         return await receive_asset(parts, scratch, self._limits.max_bytes)
 
-    async def prepare(self, finetune: Finetune, asset: Asset, scratch: Scratch) -> Prepared:
-        """Raises BadInput with every reason, after marking the finetune as failed."""
+    async def prepare(self, finetune: Finetune, version: Version, asset: Asset, scratch: Scratch) -> Prepared:
+        """Raises BadInput with every reason, after marking the version as failed."""
         other_name = next(name for name in ADAPTER_FILES if name != asset.file_name)
-        stored = finetune.file(other_name)
+        stored = version.file(other_name)
         packed_path = scratch.folder / "packed"
         try:
             await finish(asyncio.to_thread(self._check_alone, asset))
@@ -101,9 +111,10 @@ class Upload:
             return Prepared(asset, packed, packed_path)
         except AdapterRefused as error:
             async with self._database.write() as connection:
-                await rows.save(
+                await rows.save_version(
                     connection,
                     finetune.id,
+                    version.number,
                     status="failed",
                     reasons=list(error.reasons),
                     modified_at=self._now(),
@@ -112,15 +123,21 @@ class Upload:
                 f"{asset.file_name} was refused: {'; '.join(error.reasons)}", param="file", reasons=error.reasons
             ) from error
 
-    async def store(self, finetune: Finetune, prepared: Prepared, scratch: Scratch) -> None:
-        """Objects first, rows after. Raises ObjectNotFound when the finetune was deleted meanwhile."""
+    async def store(self, finetune: Finetune, version: Version, prepared: Prepared, scratch: Scratch) -> list[Weights]:
+        """Objects first, rows after; a version that is ready takes the place it was opened for, and old ones go.
+
+        Returns the weights of those that went. Raises ObjectNotFound when the version was deleted meanwhile.
+        """
         asset, packed = prepared.asset, prepared.packed
         suffix = asset.file_name.rsplit(".", 1)[-1]
         key = f"finetunes/{finetune.account_id}/{finetune.id}/{asset.file.sha256}.{suffix}"
         file = StoredFile(asset.file_name, key, asset.file.size_bytes, asset.file.sha256)
         packed_key = f"adapters/{finetune.account_id}/{packed.digest}.lora" if packed else None
-        replaced = finetune.file(asset.file_name)
-        await scratch.note([k for k in (key, packed_key, replaced and replaced.object_key) if k])
+        replaced = version.file(asset.file_name)
+        old = superseded(finetune, version, self._limits.kept_versions) if packed else []
+        left = [replaced.object_key] if replaced else []
+        left += [each for gone in old for each in gone.keys]
+        await scratch.note([key, *([packed_key] if packed_key else []), *left])
         await self._objects.put(key, asset.file.chunks(), max_bytes=asset.file.size_bytes)
         now = self._now()
         values: dict[str, object] = {"status": "pending", "reasons": [], "modified_at": now}
@@ -135,10 +152,16 @@ class Upload:
                 "rank": packed.rank,
                 "modules": list(packed.modules),
             }
+        self._uses.close(finetune.id, tuple(gone.number for gone in old))
         async with self._database.write() as connection:
-            if not await rows.save(connection, finetune.id, **values):
-                raise ObjectNotFound(f"finetune {finetune.name!r} was deleted meanwhile")
-            await rows.save_file(connection, finetune.id, file, now)
+            if not await rows.save_version(connection, finetune.id, version.number, **values):
+                raise ObjectNotFound(f"version {version.number} of {finetune.name!r} was deleted meanwhile")
+            await rows.save_file(connection, finetune.id, version.number, file, now)
+            await rows.save(connection, finetune.id, modified_at=now)
+            if packed and (version.activate or finetune.current is None):
+                await rows.save_alias(connection, finetune.id, DEFAULT_ALIAS, Pointer(version.number))
+            await rows.remove_versions(connection, finetune.id, [gone.number for gone in old])
+        return [Weights(finetune.model, gone.digest) for gone in old if gone.digest is not None]
 
     def _check_alone(self, asset: Asset) -> None:
         if asset.file_name == CONFIG_FILE:

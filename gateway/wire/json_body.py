@@ -33,9 +33,13 @@ async def read_body(request: Request, max_bytes: int, arrived: Callable[[int], N
     return bytes(data)
 
 
-async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object. Raises EmptyBody, BadInput, RequestTooLarge."""
+async def read_object(request: Request, max_bytes: int, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """The body as a JSON object; an empty body is an empty one if it may be. Raises EmptyBody, BadInput,
+    RequestTooLarge.
+    """
     data = await read_body(request, max_bytes)
+    if not data and may_be_empty:
+        return {}
     if not data:
         raise EmptyBody("the request has no body; send a JSON object")
     try:

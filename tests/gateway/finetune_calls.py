@@ -41,3 +41,16 @@ def parts_of(file_name: str, data: bytes, gate: asyncio.Event | None = None) -> 
         yield FILE.replace(b"{}", data) + b"--B--\r\n"
 
     return read_parts("multipart/form-data; boundary=B", body())
+
+
+async def replace(plane: Plane, tenant: Tenant, finetune: str, seed: int, *, activate: bool = True) -> int:
+    """A new version from both files; its number."""
+    opened = await plane.call(tenant, "POST", f"/{finetune}/versions", {"activate": activate})
+    number = int(opened["version"])
+    for file_name, data in (
+        (CONFIG_FILE, tiny.config()),
+        (WEIGHTS_FILE, tiny.weights(tiny.tensors(seed=seed))),
+    ):
+        reply = await plane.upload(tenant, f"{finetune}/versions/{number}", file_name, data)
+        assert reply.status_code == 200, reply.text
+    return number

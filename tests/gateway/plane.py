@@ -14,6 +14,7 @@ from starlette.responses import Response
 from gateway.accounts import Accounts
 from gateway.authorize import build_routes
 from gateway.catalog import Catalog
+from gateway.endpoints import finetune_versions as finetune_versions_endpoint
 from gateway.endpoints import finetunes as finetunes_endpoint
 from gateway.endpoints import identity as identity_endpoint
 from gateway.endpoints import models as models_endpoint
@@ -108,6 +109,14 @@ class Plane:
             files={"file": ("blob", data, "application/octet-stream")},
         )
 
+    async def call(self, tenant: Tenant, method: str, path: str, body: Any = None, status: int = 200) -> Any:
+        """A call below /ai/finetunes: `result`, or the error's code when a `status` other than 200 is expected."""
+        reply = await self.http.request(method, f"{tenant.root}/ai/finetunes{path}", headers=tenant.headers, json=body)
+        assert reply.status_code == status, reply.text
+        answer = reply.json()
+        assert answer["success"] is (status == 200)
+        return answer["result"] if status == 200 else answer["errors"][0]["code"]
+
     async def create(self, tenant: Tenant, name: str, model: str = MODEL) -> str:
         reply = await self.http.post(
             f"{tenant.root}/ai/finetunes", headers=tenant.headers, json={"model": model, "name": name}
@@ -129,8 +138,13 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
     database = await Database.open(folder / "lorikeet.db")
     objects = LocalObjects(folder / "objects")
     accounts = Accounts(database)
-    finetunes = Finetunes(database, objects, catalog, limits, folder / "spool")
     backend = RecordingBackend()
+
+    async def forget(model: str, digest: str) -> None:
+        if model == MODEL:
+            await backend.forget(digest)
+
+    finetunes = Finetunes(database, objects, catalog, limits, folder / "spool", forget=forget)
     missing = cast(Any, None)
     services = Services(
         settings=Settings(adapters=limits),
@@ -151,7 +165,12 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         assert isinstance(error, LorikeetError)
         return error_response(error)
 
-    rows = (*identity_endpoint.ROUTES, *finetunes_endpoint.ROUTES, *models_endpoint.ROUTES)
+    rows = (
+        *identity_endpoint.ROUTES,
+        *finetunes_endpoint.ROUTES,
+        *finetune_versions_endpoint.ROUTES,
+        *models_endpoint.ROUTES,
+    )
     app = Starlette(routes=build_routes(rows), exception_handlers={LorikeetError: failed})
     app.router.redirect_slashes = False
     app.state.services = services
@@ -160,5 +179,6 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield Plane(folder, database, objects, accounts, catalog, finetunes, services, http, app, backend)
     finally:
+        await finetunes.aclose()
         await objects.aclose()
         await database.aclose()

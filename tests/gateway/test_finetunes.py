@@ -19,9 +19,9 @@ async def test_both_files_in_any_order_make_it_ready(plane: Plane, tenant: Tenan
     data = {CONFIG_FILE: tiny.config(), WEIGHTS_FILE: tiny.weights()}
     finetune = await plane.create(tenant, "helper")
     first = await plane.upload(tenant, finetune, order[0], data[order[0]])
-    assert first.json()["result"] == {"id": finetune, "status": "pending", "missing": [order[1]]}
+    assert first.json()["result"] == {"id": finetune, "status": "pending", "missing": [order[1]], "version": 1}
     second = await plane.upload(tenant, "helper", order[1], data[order[1]])
-    assert second.json()["result"] == {"id": finetune, "status": "ready", "missing": []}
+    assert second.json()["result"] == {"id": finetune, "status": "ready", "missing": [], "version": 1}
 
     detail = (await plane.http.get(f"{tenant.root}/ai/finetunes/helper", headers=tenant.headers)).json()["result"]
     assert detail["status"] == "ready"
@@ -167,7 +167,7 @@ async def test_delete_removes_rows_objects_and_tells_the_backend(plane: Plane, t
     finetune = await make_ready(plane, tenant, "x")
     digest = (await plane.finetunes.get(tenant.id, finetune)).digest
     reply = await plane.http.delete(f"{tenant.root}/ai/finetunes/x", headers=tenant.headers)
-    assert reply.json()["result"] == {"id": finetune}
+    assert reply.json()["result"] == {"id": finetune, "in_use": 0}
     assert plane.backend.forgotten == [digest]
     assert nothing_left(plane)
     assert refusal(await plane.http.delete(f"{tenant.root}/ai/finetunes/x", headers=tenant.headers)) == (404, 7003)

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from gateway.finetune_rows import Finetune
+from gateway.finetune_records import Finetune
 from storage.packed import read_packed
 from tests.gateway.plane import Plane, open_plane
 
@@ -87,5 +87,4 @@ def visible(plane: Plane) -> set[str]:
 
 
 def keys_of(finetune: Finetune) -> list[str]:
-    keys = [file.object_key for file in finetune.files]
-    return [*keys, finetune.object_key] if finetune.object_key else keys
+    return [key for version in finetune.versions for key in version.keys]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import SettingsError, inherited_environ, load
+from gateway.settings import SettingsError, adapter_limits, inherited_environ, load
 
 
 def _write(folder: Path, text: str) -> Path:
@@ -20,6 +20,27 @@ def test_defaults_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (settings.adapters.max_rank, settings.adapters.max_bytes, settings.adapters.max_per_account) == (
         8, 100_000_000, 30,
     )  # fmt: skip
+
+
+def test_limits_of_adapters_are_a_preset_and_numbers_of_ones_own_go_before(tmp_path: Path) -> None:
+    for text, expected in (
+        ('limits = "launch"', (8, 100_000_000, 30)),
+        ('limits = "today"', (32, 300_000_000, 100)),
+        ('limits = "free"', (512, 10_000_000_000, 100_000)),
+        ('limits = "today"\nmax_rank = 64\nmax_per_account = 7', (64, 300_000_000, 7)),
+        ("max_bytes = 5000", (8, 5000, 30)),
+    ):
+        adapters = load(_write(tmp_path, f"[adapters]\n{text}"), {}).adapters
+        assert (adapters.max_rank, adapters.max_bytes, adapters.max_per_account) == expected
+    assert load(environ={"LORIKEET_ADAPTERS__LIMITS": "today"}).adapters.max_rank == 32
+    with pytest.raises(SettingsError, match=r"adapters\.limits = 'more': .*'launch', 'today', 'free'"):
+        load(_write(tmp_path, '[adapters]\nlimits = "more"'), {})
+
+
+def test_no_rank_is_taken_that_the_device_pool_could_never_hold(tmp_path: Path) -> None:
+    settings = load(_write(tmp_path, '[adapters]\nlimits = "today"\n[runtime]\nadapter_rows = 16'), {})
+    assert adapter_limits(settings).max_rank == 16
+    assert adapter_limits(load(_write(tmp_path, '[adapters]\nlimits = "today"'), {})).max_rank == 32
 
 
 def test_environment_overrides_the_file(tmp_path: Path) -> None:

@@ -222,6 +222,21 @@ async def test_forget_drops_an_adapter_from_every_tier(tmp_path: Path) -> None:
         assert last.failure.kind == "adapter_missing"
 
 
+async def test_what_was_to_be_forgotten_while_nobody_answered_is_told_at_the_next_connect(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running:
+        client = running.client()
+        async with running.client() as other:
+            await other.wait_ready(5)
+            adapter = await running.upload(0.5)
+            await ask(other, adapter=adapter)
+        await client.forget(adapter.digest)
+        assert (tmp_path / "tier" / "packed" / adapter.digest).exists()
+        async with client, asyncio.timeout(10):
+            while (tmp_path / "tier" / "packed" / adapter.digest).exists():
+                await asyncio.sleep(0.001)
+            await running.until(adapters_resident=0)
+
+
 async def test_a_damaged_adapter_fails_its_own_requests_only(tmp_path: Path) -> None:
     async with serving(tmp_path) as running, running.client() as client:
         await client.wait_ready(5)

@@ -326,7 +326,7 @@ async def test_a_migration_that_fails_half_way_changes_nothing(
     folder = tmp_path / "copy" / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", folder)
     (folder / "versions" / "9999_breaks.py").write_text(
-        "from alembic import op\nrevision = '9999'\ndown_revision = '0002'\n"
+        "from alembic import op\nrevision = '9999'\ndown_revision = '0003'\n"
         "def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('nonsense')\n"
     )
     with monkeypatch.context() as patched:
@@ -341,15 +341,50 @@ async def test_a_migration_that_fails_half_way_changes_nothing(
 
 
 async def test_accounts_from_before_there_were_weights_get_equal_shares(path: Path) -> None:
-    await (await Database.open(path)).aclose()
+    path.parent.mkdir()
+    schema.migrate(path, "0001")
     with sqlite3.connect(path) as raw:
-        raw.execute("ALTER TABLE accounts DROP COLUMN weight")
-        raw.execute("UPDATE alembic_version SET version_num = '0001'")
         raw.execute("INSERT INTO accounts (id, name, created_at) VALUES ('a', 'old', 1.0)")
     raw.close()
     database = await Database.open(path)
     async with database.read() as connection:
         assert list(await connection.scalars(text("SELECT weight FROM accounts"))) == [1.0]
+    await database.aclose()
+
+
+async def test_finetunes_from_before_there_were_versions_become_version_one(path: Path) -> None:
+    path.parent.mkdir()
+    schema.migrate(path, "0002")
+    with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO accounts (id, name, created_at) VALUES ('a', 'old', 1.0)")
+        for finetune, status, digest in (("f1", "ready", "d1"), ("f2", "failed", None)):
+            raw.execute(
+                "INSERT INTO finetunes (id, account_id, name, model, description, public, status, reasons, digest, "
+                "object_key, size_bytes, rank, modules, created_at, modified_at) VALUES "
+                "(?, 'a', ?, 'm', '', 0, ?, '[\"r\"]', ?, 'k', 7, 4, '[\"q_proj\"]', 1.0, 2.0)",
+                (finetune, finetune, status, digest),
+            )
+            raw.execute(
+                "INSERT INTO finetune_files VALUES (?, 'adapter_config.json', 'key', 3, 'sha', 1.5)", (finetune,)
+            )
+    raw.close()
+    database = await Database.open(path)
+    async with database.read() as connection:
+        versions = await connection.execute(
+            text(
+                "SELECT v.finetune_id, number, v.status, reasons, digest, rank, modules, v.created_at, v.modified_at, "
+                "f.file_name, a.name, a.version, pinned, last_version, requests FROM finetune_versions v "
+                "JOIN finetunes t ON t.id = v.finetune_id "
+                "JOIN finetune_files f ON f.finetune_id = v.finetune_id AND f.version = v.number "
+                "LEFT JOIN finetune_aliases a ON a.finetune_id = v.finetune_id ORDER BY 1"
+            )
+        )
+        same = ('["r"]', 4, '["q_proj"]', 1.0, 2.0, "adapter_config.json")
+        assert [tuple(row) for row in versions] == [
+            ("f1", 1, "ready", same[0], "d1", *same[1:], "default", 1, 0, 1, 0),
+            ("f2", 1, "failed", same[0], None, *same[1:], None, None, 0, 1, 0),
+        ]
+        assert list(await connection.scalars(text("SELECT name FROM finetunes ORDER BY name"))) == ["f1", "f2"]
     await database.aclose()
 
 
