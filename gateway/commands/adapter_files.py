@@ -46,8 +46,8 @@ def pull(
                 for name in FILES:
                     with (Path(scratch) / name).open("wb") as file:
                         api.copy(f"{path}/finetune-assets/{name}", {}, file)
-                    with (Path(scratch) / name).open("rb") as file:
-                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                    with (Path(scratch) / name).open("rb") as written:
+                        found = hashlib.file_digest(written, "sha256").hexdigest()
                     if found != digests[name]:
                         raise CommandFailed(f"{name} came with digest {found} instead of {digests[name]}; try again")
                 out.mkdir()

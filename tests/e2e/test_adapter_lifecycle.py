@@ -64,13 +64,13 @@ def push_version(http: httpx.Client, name: str, folder: Path) -> int:
 def test_a_stream_ends_on_the_version_it_began_with(deployment: Deployment) -> None:
     caller = deployment.account("replacing")
     caller.upload("helper", JSON)
-    body = {"prompt": QUESTION, "temperature": 0, "lora": "helper", "ignore_eos": True, "max_tokens": 600}
-    alone = caller.ask(**body).json()["result"]["response"]
+    body: dict[str, Any] = {"temperature": 0, "lora": "helper", "ignore_eos": True, "max_tokens": 600}
+    alone = caller.ask(QUESTION, **body).json()["result"]["response"]
     assert alone.startswith(JSON_ANSWER)
     with (
         caller.http() as http,
         caller.http() as other,
-        http.stream("POST", f"/ai/run/{MODEL}", json={**body, "stream": True}) as stream,
+        http.stream("POST", f"/ai/run/{MODEL}", json={**body, "prompt": QUESTION, "stream": True}) as stream,
     ):
         assert stream.headers["lorikeet-adapter-version"] == "1"
         lines = stream.iter_lines()

@@ -248,7 +248,7 @@ async def test_an_answer_under_way_holds_its_adapter_to_its_last_byte(tmp_path: 
     def script(request: ResolvedRequest) -> list[str | asyncio.Event]:
         return ["one", gate, " two"]
 
-    fake = FakeBackend(script)  # type: ignore[arg-type] # a list of one kind is a sequence of either
+    fake = FakeBackend(script)
     async with open_stack(tmp_path, fake) as stack:
         account = stack.account
         from gateway.demo import ADAPTERS_FOLDER
