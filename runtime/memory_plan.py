@@ -18,15 +18,15 @@ from storage.geometry import GROUPS, Geometry
 DType = Literal["float32", "bfloat16", "float16"]
 ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# Interpreter and torch on a CPU, measured: 180 MB of their own, and the allocator's slack.
-PROCESS_BYTES: Final = 256 * 1024**2
+# Interpreter, torch and Numba on a CPU, measured: 340 MB of their own, and the allocator's slack.
+PROCESS_BYTES: Final = 448 * 1024**2
 # The same with a CUDA context.
 CUDA_PROCESS_BYTES: Final = 1024 * 1024**2
 # A cache for less than this many tokens (or less than the model's longest sequence) is refused, unless asked for by
 # `kv_bytes`: it would cut every caller's context without a word.
 LEAST_TOKENS: Final = 2048
-# Multiply-adds per layer and token up to which `layers/lora.py` stacks adapters, which copies their rows.
-STACK_LIMIT: Final[dict[DType, float]] = {"float32": 12e6, "bfloat16": 50e6, "float16": 50e6}
+# Tokens of one pass of the CPU's kernels (`layers/cpu_step.py`), whose workspace is there from the start.
+LEAST_STEP_TOKENS: Final = 256
 _MIB: Final = 1024**2
 
 
@@ -155,23 +155,15 @@ def _row_bytes(geometry: Geometry, item: int) -> int:
 
 
 def _working(model: ModelSize, limits: Limits, longest: int, item: int) -> int:
-    """The process itself, and what a step holds at its largest: activations, attention, logits, stacked adapters."""
+    """The process itself, and what a step holds at its largest: activations, attention, logits."""
     geometry = model.geometry
     widths = sum(geometry.shape(module)[0] for group in GROUPS.values() for module in group)
-    activations = limits.step_tokens * 4 * (2 * widths + 4 * geometry.hidden_size)
-    # Keys and values of one sequence, gathered and repeated for every head, and one decode group beside it.
+    tokens = max(limits.step_tokens, LEAST_STEP_TOKENS)
+    activations = tokens * 4 * (2 * widths + 4 * geometry.hidden_size)
+    # On torch, keys and values of one sequence, gathered and repeated for every head, and one decode group beside it;
+    # the CPU's kernels need less: the scores of 16 queries for each thread.
     attention = 2 * longest * 2 * geometry.num_heads * geometry.head_dim * item
     # The model's logits, float32 copies, and the sampler's float64 for a few rows.
     logits = model.vocab_size * (min(limits.max_running, limits.step_tokens) * 12 + 8 * 32)
     process = CUDA_PROCESS_BYTES // 2 if limits.on_card else PROCESS_BYTES
-    return process + activations + attention + logits + _stacks(geometry, limits, item)
-
-
-def _stacks(geometry: Geometry, limits: Limits, item: int) -> int:
-    """Copies of the adapters of the latest decode step: of at most this many rows, B once for each of its slices."""
-    width = 0
-    for modules in GROUPS.values():
-        shapes = [geometry.shape(module) for module in modules]
-        width += len(modules) * (shapes[0][1] + sum(shape[0] for shape in shapes))
-    rows = min(limits.adapter_rows, int(STACK_LIMIT[limits.dtype] // width) + 1)
-    return rows * width * geometry.num_layers * item
+    return process + activations + attention + logits

@@ -1,8 +1,9 @@
 """The device behind the engine: a base model, its key/value cache and its pool of adapters, on torch.
 
 A step is: records -> tensors (`layers/step.py`) -> decoder -> logits of the sampled rows -> tokens (`sampler.py`).
-A grammar's masks come between the logits and the sampler (`grammars/masks.py`).
-Everything here belongs to the engine thread. On a CPU the kernels' torch references do the work.
+A grammar's masks come between the logits and the sampler (`grammars/masks.py`). On a CPU with Numba a program takes the
+place of the first two (`models/cpu_program.py`); without it torch computes, slower.
+Everything here belongs to the engine thread.
 """
 
 import contextlib
@@ -12,13 +13,15 @@ from typing import Final
 
 import torch
 
-from runtime.batch import Batch, Sampled
+from kernels.cpu import compiling
+from runtime.batch import Batch, Row, Sampled
 from runtime.errors import ConfigInvalid, DeviceLost
 from runtime.grammars.compiler import Masks
 from runtime.grammars.masks import StepMasks
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.kv_cache import KVCache
-from runtime.layers.lora import LoraPlanner
+from runtime.layers.rotary import Rotations
+from runtime.layers.row_limits import RowLimits
 from runtime.layers.step import StepBuilder
 from runtime.logprobs import scored
 from runtime.models.config import ModelConfig
@@ -30,11 +33,17 @@ from storage.packed import Packed
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+Forward = Callable[[tuple[Row, ...]], torch.Tensor]
+"""Rows that have been checked -> logits of those with `samples`."""
+
+
 class TorchRunner:
     """Fulfils `runtime.batch.Runner`. Built by `load`."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, pool: AdapterPool, steps: StepBuilder) -> None:
-        self._decoder, self._cache, self._pool, self._steps = decoder, cache, pool, steps
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, pool: AdapterPool, limits: RowLimits, forward: Forward
+    ) -> None:
+        self._decoder, self._cache, self._pool, self._limits, self._forward = decoder, cache, pool, limits, forward
         self._masks = Masks()
 
     @classmethod
@@ -75,17 +84,20 @@ class TorchRunner:
                 f"kv_bytes = {kv_bytes} and adapter_rows = {adapter_rows} do not fit into the memory of {device}"
             ) from error
         decoder = load_decoder(folder, config, cache, torch_dtype, torch_device, progress)
-        steps = StepBuilder(
-            cache,
-            LoraPlanner(pool),
-            config.kinds,
-            head_dim=geometry.head_dim,
-            vocab_size=config.vocab_size,
-            max_positions=min(config.max_positions, num_blocks * block_tokens),
-            dtype=torch_dtype,
-            device=torch_device,
+        limits = RowLimits(
+            num_blocks, block_tokens, min(config.max_positions, num_blocks * block_tokens), config.vocab_size
         )
-        return cls(decoder, cache, pool, steps)
+        rotations = Rotations(config.kinds, geometry.head_dim, limits.max_positions, torch_device)
+        if torch_device.type == "cpu" and compiling.available:
+            from runtime.models.cpu_program import CpuProgram
+
+            program = CpuProgram(decoder, cache, pool, rotations, limits.max_positions, torch.get_num_threads())
+            # What torch still does takes microseconds, after which its helpers wait actively, for milliseconds, on the
+            # processors that the program's threads need: half of the speed of a small model.
+            torch.set_num_threads(1)
+            return cls(decoder, cache, pool, limits, program.logits)
+        steps = StepBuilder(cache, pool, config.kinds, rotations, torch_dtype, torch_device)
+        return cls(decoder, cache, pool, limits, lambda rows: decoder.forward(steps.build(rows)))
 
     @property
     def geometry(self) -> Geometry:
@@ -106,7 +118,7 @@ class TorchRunner:
     @property
     def max_sequence_tokens(self) -> int:
         """What the model was made for, or less when the whole cache holds less."""
-        return min(self._decoder.config.max_positions, self._cache.num_blocks * self._cache.block_tokens)
+        return self._limits.max_positions
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -125,8 +137,8 @@ class TorchRunner:
     def logits(self, batch: Batch) -> torch.Tensor:
         """The step up to the sampler: [rows with `samples`, vocab] in the model's dtype. Raises RunnerMisused."""
         with torch.inference_mode(), _device_errors():
-            step = self._steps.build(batch)
-            return self._decoder.forward(step)
+            self._limits.check(batch.rows)
+            return self._forward(batch.rows)
 
     def write_adapter(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> None:
         """See `runtime.batch.Runner`."""

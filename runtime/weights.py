@@ -54,13 +54,6 @@ class Checkpoint:
         """One tensor, as `fused`."""
         return self.fused((name,), (shape,), dtype, device)
 
-    def mapped(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor on the CPU that stays in its file, in the file's dtype: only the pages that are read take memory.
-
-        Raises ModelInvalid as `fused` does.
-        """
-        return self._read(name, shape)
-
     def skip(self, name: str) -> None:
         """Says that a tensor is known and not needed, whether or not it is there."""
         self._left.discard(name)

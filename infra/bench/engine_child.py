@@ -2,7 +2,7 @@
 
 `batch` submits all sequences at once and stamps every step. `overhead` does the same and says what a step costs
 outside the model: the whole of `Engine.step` minus the runner's `execute` (scheduler, books, outputs), and the part
-of `execute` that turns records into tensors (`StepBuilder.build`), from wrappers around exactly these three calls.
+of `execute` that turns records into tensors (`PassBuilder.build`), from wrappers around exactly these three calls.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from infra.bench.child import Times, serve
 from infra.bench.children import THREADS
 from infra.bench.folders import adapter_refs
 from runtime.adapter import Way
-from runtime.batch import Batch, Sampled
+from runtime.batch import Batch, Row, Sampled
 from runtime.engine import Engine, EngineLimits, StepResult
 from runtime.engine_thread import EngineThread
 from runtime.errors import EngineStopped
-from runtime.layers.step import StepBuilder
+from runtime.layers.cpu_step import PassBuilder
 from runtime.own_thread import in_own_thread
 from runtime.protocol import AdapterRef, ModelInfo, SamplingParams, Submit
 from runtime.runner import TorchRunner
@@ -150,20 +150,20 @@ class EngineChild:
     def overhead(self, prompts: list[list[int]], adapters: list[str | None], tokens: int) -> dict[str, list[float]]:
         """Milliseconds per decode step: the engine's own, the building of tensors, and the whole."""
         build_s: list[float] = []
-        build = StepBuilder.build
+        build = PassBuilder.build
 
-        def timed(builder: StepBuilder, batch: Batch) -> Any:
+        def timed(builder: PassBuilder, rows: Sequence[Row]) -> Any:
             began = time.perf_counter()
-            step = build(builder, batch)
+            step = list(build(builder, rows))
             build_s.append(time.perf_counter() - began)
             return step
 
-        StepBuilder.build = timed  # type: ignore[method-assign, assignment]  # for this call only
+        PassBuilder.build = timed  # type: ignore[method-assign, assignment]  # for this call only
         executed, stepped = len(self._timed.execute_s), len(self._engine.step_s)
         try:
             self.batch(prompts, adapters, tokens)
         finally:
-            StepBuilder.build = build  # type: ignore[method-assign]
+            PassBuilder.build = build  # type: ignore[method-assign]
         count = tokens - 2  # neither the prefill nor the step that ends them all
         execute, step = (
             self._timed.execute_s[executed:][-count - 1 : -1],

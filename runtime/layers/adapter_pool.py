@@ -7,9 +7,8 @@ For each layer and projection group, with the group's modules as slices:
 An adapter owns rows offset .. offset + rank - 1, the same in every layer and group, so a slot is two integers and
 mixed ranks waste nothing. Who gets which rows is decided by `runtime/slots.py`; this holds the numbers.
 
-A slot is EMPTY, LOADING (some layers written) or READY. Its generation counts how often it was loaded, so that copies
-of its rows made elsewhere (`lora.py`) are known to be stale. Every weight is checked to be finite once it has the
-pool's dtype: an infinity in B would reach other rows of a batch.
+A slot is EMPTY, LOADING (some layers written) or READY. Every weight is checked to be finite once it has the pool's
+dtype: an adapter that is not would only make its own answers fail, one by one, and nobody would know why.
 """
 
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kernels.segments import SlotRows
@@ -74,7 +74,6 @@ class AdapterPool:
         self._weights = [[self._views(layer, group) for group in range(len(self.groups))] for layer in range(layers)]
         # [slot, layer, group]: whether the adapter has any module there
         self._touched = np.zeros((max_slots, layers, len(self.groups)), dtype=np.bool_)
-        self.generations = [0] * max_slots
         self._slots: dict[int, _Slot] = {}
 
     def weights(self, layer: int, group: int) -> GroupWeights:
@@ -87,6 +86,10 @@ class AdapterPool:
         if state is None or state.next_layer != self.geometry.num_layers:
             raise RunnerMisused(f"slot {slot} holds no complete adapter")
         return state.rows
+
+    def touched(self, layer: int, group: int) -> npt.NDArray[np.bool_]:
+        """[max_slots], a view: which slots' adapters have a module there."""
+        return self._touched[:, layer, group]
 
     def touched_by(self, slots: Sequence[int]) -> list[list[bool]]:
         """[layer][group]: whether any of these slots' adapters has a module there."""
@@ -125,7 +128,6 @@ class AdapterPool:
         rows = SlotRows(row_offset, rank)
         if first_layer == 0:
             self._slots[slot] = _Slot(rows, 0)
-            self.generations[slot] += 1
             self._touched[slot] = False
             self._scaling[:, slot] = 0
         state = self._slots.get(slot)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.linear import LinearWeight
 from runtime.layers.lora import LoraPlan
 
 
@@ -12,13 +11,14 @@ from runtime.layers.lora import LoraPlan
 class LoraLinear:
     """weight [out, in] and bias [out], fused over the group's modules. `group` indexes `AdapterPool.groups`."""
 
-    weight: LinearWeight
+    weight: torch.Tensor
     layer: int
     group: int
-    num_slices: int
     bias: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, lora: LoraPlan | None) -> torch.Tensor:
         """[tokens, in] -> [tokens, out]."""
-        y = self.weight(x, self.bias)
-        return y if lora is None else lora.add(self.layer, self.group, self.num_slices, x, y)
+        y = torch.nn.functional.linear(x, self.weight, self.bias)
+        if lora is not None:
+            lora.add(self.layer, self.group, x, y)
+        return y

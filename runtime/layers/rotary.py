@@ -1,10 +1,28 @@
 """Rotary frequencies of a model: the plain ones, linearly scaled, or mixed by wavelength as Llama 3 and YaRN do."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
+from kernels.rope import rotary_table
+from runtime.models.attention_kinds import AttentionKind
 from runtime.models.rope import Rope
+
+
+class Rotations:
+    """The rotary tables of a model's kinds of attention; kinds that rotate alike share one."""
+
+    def __init__(self, kinds: Sequence[AttentionKind], head_dim: int, max_positions: int, device: torch.device) -> None:
+        ropes = tuple(dict.fromkeys(kind.rope for kind in kinds))
+        self.tables = tuple(
+            rotary_table(inverse_frequency(rope, head_dim).to(device), max_positions, rope.amplitude) for rope in ropes
+        )
+        self.of_kind = tuple(ropes.index(kind.rope) for kind in kinds)
+
+    def table(self, kind: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, signed sin) of a kind, each [max_positions, 1, head_dim] fp32."""
+        return self.tables[self.of_kind[kind]]
 
 
 def inverse_frequency(rope: Rope, head_dim: int) -> torch.Tensor:

@@ -15,7 +15,6 @@ from typing import Final
 
 import torch
 
-from kernels.linear import LinearWeight
 from kernels.rms_norm import rms_norm
 from runtime.layers.attention import Attention
 from runtime.layers.kv_cache import KVCache
@@ -43,20 +42,20 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class Decoder:
-    """embedding [vocab, hidden], of another dtype than the weights when it is still in its file (`_tied`)."""
+    """embedding and head [vocab, hidden]: one tensor where they are tied."""
 
     config: ModelConfig
     embedding: torch.Tensor
     embedding_scale: torch.Tensor | None
     layers: tuple[DecoderLayer, ...]
     norm: torch.Tensor
-    head: LinearWeight
+    head: torch.Tensor
     num_parameters: int
 
     def forward(self, step: StepInputs) -> torch.Tensor:
         """Logits [sampled rows, vocab] in the weights' dtype; writes the step's keys and values."""
         eps = self.config.norm_eps
-        hidden = torch.nn.functional.embedding(step.tokens, self.embedding).to(self.head.dtype)
+        hidden = torch.nn.functional.embedding(step.tokens, self.embedding)
         if self.embedding_scale is not None:
             hidden = hidden * self.embedding_scale
         for layer in self.layers:
@@ -66,7 +65,7 @@ class Decoder:
             hidden.add_(out if layer.mlp_out_norm is None else rms_norm(out, layer.mlp_out_norm, eps))
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
-        logits = self.head(rms_norm(hidden, self.norm, eps))
+        logits = torch.nn.functional.linear(rms_norm(hidden, self.norm, eps), self.head)
         cap = self.config.logits_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
@@ -98,29 +97,17 @@ class _Loader:
 
     def decoder(self) -> Decoder:
         config, hidden = self._config, self._config.geometry.hidden_size
-        # The largest matrices first: while they are packed they stand twice, and the rest is not there yet.
+        embedding = head = self._tensor(EMBEDDING, (config.vocab_size, hidden))
         if config.ties_embedding:
             self._checkpoint.skip("lm_head.weight")
-            embedding, head = self._tied()
         else:
-            head = LinearWeight.pack(self._tensor("lm_head.weight", (config.vocab_size, hidden)))
-            embedding = self._tensor(EMBEDDING, (config.vocab_size, hidden))
+            head = self._tensor("lm_head.weight", (config.vocab_size, hidden))
         layers = tuple(self._layer(index) for index in range(config.geometry.num_layers))
         norm = self._norm("model.norm.weight", hidden)
         scale = config.embedding_scale
         # Rounded to the model's dtype first, as the model was trained.
         scale_tensor = None if scale is None else torch.tensor(scale, dtype=self._dtype, device=self._device)
         return Decoder(config, embedding, scale_tensor, layers, norm, head, self._num_parameters)
-
-    def _tied(self) -> tuple[torch.Tensor, LinearWeight]:
-        """One matrix that is read by row and as a whole. A packed head cannot be read by row, and a copy would cost as
-        much again: then the rows are read from the file, whose pages the system keeps and may take back."""
-        shape = (self._config.vocab_size, self._config.geometry.hidden_size)
-        embedding = self._tensor(EMBEDDING, shape)
-        head = LinearWeight.pack(embedding)
-        if head.is_packed:
-            return self._checkpoint.mapped(EMBEDDING, shape), head
-        return embedding, LinearWeight.plain(embedding)
 
     def _layer(self, index: int) -> DecoderLayer:
         config, prefix = self._config, f"model.layers.{index}"
@@ -157,11 +144,11 @@ class _Loader:
     def _linear(self, layer: int, block: str, group: int, modules: tuple[str, ...]) -> LoraLinear:
         paths = [f"model.layers.{layer}.{block}.{module}" for module in modules]
         shapes = [self._config.geometry.shape(module) for module in modules]
-        weight = LinearWeight.pack(self._fused([f"{path}.weight" for path in paths], shapes))
+        weight = self._fused([f"{path}.weight" for path in paths], shapes)
         bias = None
         if set(modules) <= set(self._config.biased):
             bias = self._fused([f"{path}.bias" for path in paths], [shape[:1] for shape in shapes])
-        return LoraLinear(weight, layer, group, len(modules), bias)
+        return LoraLinear(weight, layer, group, bias)
 
     def _qk_norm(self, prefix: str) -> torch.Tensor:
         geometry = self._config.geometry

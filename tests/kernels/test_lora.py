@@ -1,19 +1,15 @@
-"""Shrink, expand and the stacked form against plain float64 loops, over segments of every kind."""
+"""Shrink and expand against plain float64 loops, over segments of every kind."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
-from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.linear import LEAST_PACKED, LinearWeight
 from kernels.lora_expand import lora_expand
 from kernels.lora_shrink import lora_shrink
-from kernels.lora_stacked import Stack, lora_stacked, stack_rows
 from kernels.segments import BASE_SLOT, Segments, SlotRows, build_segments
 
 NAN = float("nan")
@@ -80,86 +76,33 @@ def segmented(case: Case) -> torch.Tensor:
     return y
 
 
-def plain_stack(a: torch.Tensor, b: torch.Tensor, scaling: torch.Tensor) -> Stack:
-    return Stack(LinearWeight.plain(a), LinearWeight.plain(b.t()), scaling)
-
-
-def stacked(case: Case, *, packed: bool = False) -> torch.Tensor:
-    y = case.y.clone()
-    ranges = [(slot, row) for slot, (start, rank) in case.slots.items() for row in range(start, start + rank)]
-    owners = torch.tensor([slot for slot, _ in ranges], dtype=torch.int64)
-    rows = torch.tensor([row for _, row in ranges], dtype=torch.int64)
-    stack = stack_rows(case.a, case.b, case.slices, rows, case.scaling.index_select(0, owners).T)
-    token_slots = [BASE_SLOT] * case.segments.num_tokens
-    for start, end, slot, _, _ in case.segments.with_adapters():
-        token_slots[start:end] = [slot] * (end - start)
-    foreign = (torch.tensor(token_slots)[:, None] != owners[None, :]).repeat(1, len(case.slices))
-    if packed:
-        with patch.dict(LEAST_PACKED, {torch.float32: 1, torch.bfloat16: 1}):
-            stack = stack.packed()
-    return lora_stacked(case.x, stack, foreign, y)
-
-
-FORMS: dict[str, Callable[[Case], torch.Tensor]] = {
-    "segmented": segmented,
-    "stacked": stacked,
-    "packed": partial(stacked, packed=True),
-}
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.sampled_from([BASE_SLOT, 0, 1, 2, 3]), st.integers(0, 6)), max_size=12),
     ranks=st.lists(st.sampled_from([1, 2, 7, 16]), min_size=4, max_size=4),
     slices=st.sampled_from([(19,), (8, 8), (16, 3, 5)]),
-    form=st.sampled_from(sorted(FORMS)),
 )
-def test_any_mix_equals_the_loop(
-    rows: list[tuple[int, int]], ranks: list[int], slices: tuple[int, ...], form: str
-) -> None:
+def test_any_mix_equals_the_loop(rows: list[tuple[int, int]], ranks: list[int], slices: tuple[int, ...]) -> None:
     case = make_case(rows, ranks, slices, torch.float32)
-    found, wanted = FORMS[form](case).double(), expected(case, rows)
+    found, wanted = segmented(case).double(), expected(case, rows)
     assert found.shape == wanted.shape
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1.5e-2), (torch.float16, 2e-3)])
-@pytest.mark.parametrize("form", FORMS)
-def test_half_precision_is_near_the_loop(form: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_half_precision_is_near_the_loop(dtype: torch.dtype, tolerance: float) -> None:
     rows = [(BASE_SLOT, 2), (0, 1), (1, 3), (2, 1), (3, 4)]
     case = make_case(rows, [1, 8, 3, 16], (16, 3, 5), dtype)
-    found, wanted = FORMS[form](case).double(), expected(case, rows)
+    found, wanted = segmented(case).double(), expected(case, rows)
     assert (found - wanted).norm() <= tolerance * wanted.norm()
 
 
-@pytest.mark.parametrize(
-    ("factor", "dtype"), [(2.0, None), (0.25, None), (1.5, torch.bfloat16), (1 / 3, torch.float32)]
-)
-def test_stacked_factors_are_folded_or_narrowed_only_when_exact(factor: float, dtype: torch.dtype | None) -> None:
-    case = make_case([(0, 3)], [4], (8, 8), torch.bfloat16)
-    rows, scaling = torch.arange(1, 5), torch.full((2, 4), factor)
-    stack = stack_rows(case.a, case.b, case.slices, rows, scaling)
-    assert (None if stack.scaling is None else stack.scaling.dtype) == dtype
-    plain = stack_rows(case.a, case.b, case.slices, rows, torch.ones(2, 4))
-    found = lora_stacked(case.x, stack, None, case.y.clone())
-    assert torch.equal(found, lora_stacked(case.x, plain._replace(scaling=scaling.reshape(-1)), None, case.y.clone()))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_of_the_base_keep_every_bit(form: str) -> None:
+def test_rows_of_the_base_keep_every_bit() -> None:
     case = make_case([(BASE_SLOT, 3), (1, 2), (BASE_SLOT, 2)], [1, 4], (8, 8), torch.float32)
-    found = FORMS[form](case)
+    found = segmented(case)
     assert torch.equal(found[:3], case.y[:3])
     assert torch.equal(found[5:], case.y[5:])
     assert not torch.equal(found[3:5], case.y[3:5])
-
-
-def test_another_rows_overflow_stays_away() -> None:
-    """Row 0's x overflows in slot 1's A: slot 1's rows are foreign to it and must not turn into NaN."""
-    x = torch.tensor([[1.0, 1.0]])
-    stack = plain_stack(torch.tensor([[1.0, 0.0], [3e38, 3e38]]), torch.tensor([[2.0], [5.0]]), torch.ones(2))
-    y = torch.zeros(1, 1)
-    assert lora_stacked(x, stack, torch.tensor([[False, True]]), y).tolist() == [[2.0]]
 
 
 @pytest.mark.parametrize(
@@ -171,8 +114,6 @@ def test_another_rows_overflow_stays_away() -> None:
         lambda c: lora_expand(lora_shrink(c.x, c.a, c.segments), c.b[:, 1:], c.scaling, c.slices, c.segments, c.y),
         lambda c: lora_expand(lora_shrink(c.x, c.a, c.segments), c.b, c.scaling, c.slices, c.segments, c.y[1:]),
         lambda c: lora_expand(lora_shrink(c.x, c.a, c.segments), c.b, c.scaling.half(), c.slices, c.segments, c.y),
-        lambda c: lora_stacked(c.x, plain_stack(c.a[0], c.b[:, :-1], c.scaling), None, c.y),
-        lambda c: lora_stacked(c.x, plain_stack(c.a[0], c.b, c.scaling), torch.zeros(1, 1, dtype=torch.bool), c.y),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(call: Callable[[Case], object]) -> None:

@@ -49,6 +49,7 @@ def load_runner(
     dtype: str = "float32",
     kv_tokens: int = 4096,
     adapter_rows: int = 128,
+    threads: int = 1,
 ) -> TorchRunner:
     """A runner with room for `kv_tokens` tokens or a little more."""
     geometry = Geometry.from_folder(folder)
@@ -57,7 +58,7 @@ def load_runner(
         folder,
         device="cpu",
         dtype=dtype,
-        threads=1,
+        threads=threads,
         kv_bytes=cell * (kv_tokens + block_tokens),
         block_tokens=block_tokens,
         adapter_rows=adapter_rows,

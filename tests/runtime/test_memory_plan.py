@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import ConfigInvalid, ModelInvalid
-from runtime.layers.lora import STACK_LIMIT as PLANNERS_LIMIT
-from runtime.memory_plan import ITEM_BYTES, STACK_LIMIT, DType, Limits, Needs, in_words, needs_of, share_out
+from runtime.layers.cpu_step import PASS_TOKENS
+from runtime.memory_plan import ITEM_BYTES, LEAST_STEP_TOKENS, DType, Limits, Needs, in_words, needs_of, share_out
 from runtime.model_size import ModelSize
 from runtime.model_types import MODEL_TYPES
 from runtime.models.families import FAMILIES
@@ -80,7 +80,7 @@ def test_a_shorter_longest_sequence_needs_less() -> None:
 
 @pytest.mark.parametrize("dtype", ITEM_BYTES)
 def test_the_numbers_of_the_layers_are_the_ones_here(dtype: DType) -> None:
-    assert STACK_LIMIT[dtype] == PLANNERS_LIMIT[DTYPES[dtype]]
+    assert LEAST_STEP_TOKENS == PASS_TOKENS
     assert ITEM_BYTES[dtype] == DTYPES[dtype].itemsize
 
 

@@ -5,14 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from peft import LoraConfig, PeftModel
 
-from kernels.linear import LEAST_PACKED
+from kernels.cpu import compiling
 from runtime.batch import BASE_SLOT, Batch
 from runtime.errors import AdapterInvalid, LogitsInvalid, RunnerMisused
-from runtime.layers import lora
-from runtime.layers.lora import STACK_LIMIT
 from runtime.runner import TorchRunner
 from storage.geometry import MODULES
 from storage.packed import LoraMatrices, Packed, read_packed, write_packed
@@ -61,8 +58,11 @@ def peft_model(folder: Path) -> PeftModel:
     return add_adapters(make_base("llama-gqa", folder), ADAPTERS)
 
 
-@pytest.fixture
-def runner(folder: Path, peft_model: PeftModel) -> TorchRunner:
+@pytest.fixture(params=["numba", "torch"])
+def runner(
+    folder: Path, peft_model: PeftModel, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> TorchRunner:
+    monkeypatch.setattr(compiling, "available", request.param == "numba")
     runner = load_runner(folder)
     for name, (slot, offset) in PLACES.items():
         load(runner, slot, offset, packed_adapter(peft_model, name, runner.geometry), step=2)
@@ -83,15 +83,8 @@ def check(peft_model: PeftModel, name: str | None, job: Job) -> None:
         assert_agrees(peft_model, job)
 
 
-@pytest.mark.parametrize("form", ["stacked", "packed", "segmented"])
 @pytest.mark.parametrize("chunk", [0, 11])
-def test_a_mixed_batch_equals_peft(
-    form: str, chunk: int, runner: TorchRunner, peft_model: PeftModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(STACK_LIMIT, torch.float32, -1 if form == "segmented" else 1e18)
-    if form == "packed":
-        monkeypatch.setitem(LEAST_PACKED, torch.float32, 1)
-        monkeypatch.setattr(lora, "COPY_BYTES_PER_STEP", 20_000)  # so that steps have stacks in some layers only
+def test_a_mixed_batch_equals_peft(chunk: int, runner: TorchRunner, peft_model: PeftModel) -> None:
     names = [None, "tiny", "wide", "mlp", "patterns", "some layers", None, "wide", "patterns"]
     texts = prompts(runner.vocab_size, range(4, 4 + 5 * len(names), 5))
     jobs = [
@@ -165,12 +158,8 @@ def test_a_replaced_adapter_leaves_nothing_behind(runner: TorchRunner, peft_mode
         check(peft_model, name, job)
 
 
-@pytest.mark.parametrize("form", ["stacked", "segmented"])
-def test_rows_that_overflowed_are_clean_for_their_next_owner(
-    form: str, runner: TorchRunner, peft_model: PeftModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_overflowed_are_clean_for_their_next_owner(runner: TorchRunner, peft_model: PeftModel) -> None:
     """The next owner has fewer modules and smaller ranks, so most of its rows are written only by being zeroed."""
-    monkeypatch.setitem(STACK_LIMIT, torch.float32, 1e18 if form == "stacked" else -1)
     slot, offset = PLACES["patterns"]
     load(runner, slot, offset, packed_adapter(peft_model, "wide", runner.geometry, huge=True))
     for name in ("patterns", "tiny"):
@@ -180,11 +169,7 @@ def test_rows_that_overflowed_are_clean_for_their_next_owner(
         check(peft_model, name, job)
 
 
-@pytest.mark.parametrize("form", ["stacked", "segmented"])
-def test_an_adapter_that_overflows_breaks_only_its_own_sequences(
-    form: str, runner: TorchRunner, peft_model: PeftModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(STACK_LIMIT, torch.float32, 1e18 if form == "stacked" else -1)
+def test_an_adapter_that_overflows_breaks_only_its_own_sequences(runner: TorchRunner, peft_model: PeftModel) -> None:
     slot, offset = PLACES["mlp"]
     load(runner, slot, offset, packed_adapter(peft_model, "wide", runner.geometry, huge=True))
     texts = prompts(runner.vocab_size, (20, 20, 20))

@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from kernels import linear
-from kernels.linear import LEAST_PACKED
+from kernels.cpu import compiling
 from runtime.runner import TorchRunner
 from tests.runtime.bases import CONFIGS
 from tests.runtime.oracle import Job, assert_agrees, decode, load_runner, make_base, prompts
@@ -53,16 +52,16 @@ def test_block_size_chunking_and_preemption_change_nothing(
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_packed_weights_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights as small as these are otherwise left as they are."""
-    monkeypatch.setitem(LEAST_PACKED, torch.float32, 1)
-    monkeypatch.setattr(linear, "LEAST_PLAIN", 1)
+def test_without_numba_torch_gives_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "available", False)
     model = make_base(name, tmp_path)
-    runner = load_runner(tmp_path)
-    assert runner._decoder.head.is_packed
-    assert all(layer.mlp.down.weight.is_packed for layer in runner._decoder.layers)
-    jobs = [Job(text, num_tokens=24) for text in prompts(runner.vocab_size, (1, 20, 95))]
-    decode(runner, jobs, block_tokens=16)
+    runner = load_runner(tmp_path, block_tokens=7)
+    lengths = (1, 20, 95, 3)
+    jobs = [
+        Job(text, num_tokens=24, chunk=13, arrives=index)
+        for index, text in enumerate(prompts(runner.vocab_size, lengths))
+    ]
+    decode(runner, jobs, block_tokens=7, preempt_at=(5, 11))
     for job in jobs:
         assert_agrees(model, job)
 

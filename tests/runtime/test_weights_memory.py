@@ -37,6 +37,7 @@ def write_folder(folder: Path, dtype: torch.dtype) -> None:
 CHILD = """
 import sys
 from pathlib import Path
+from runtime.models.cpu_program import CpuProgram  # Numba's own memory is not what is measured
 from runtime.runner import TorchRunner
 options = {"device": "cpu", "threads": 1, "kv_bytes": 1 << 20, "block_tokens": 16, "adapter_rows": 8, "max_slots": 1}
 def peak():

@@ -1,0 +1,86 @@
+"""Where the CPU kernels' machine code comes from: Numba compiles them for this processor, once, and keeps the result.
+
+What was compiled is kept in a folder named for the contents of every file of this package and for Numba's version, so
+that a changed kernel is never served by old code: Numba itself looks at one file only. The folder lies in this
+package's `__pycache__`, where Python keeps its own compiled code, or else in the user's cache; it must belong to this
+user. Where neither can be had, every process compiles anew, some ten seconds for each dtype.
+
+Without Numba there are no CPU kernels: `available` is False and the torch references do the work.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+available: Final = importlib.util.find_spec("numba") is not None
+
+_HERE: Final = Path(__file__).parent
+
+
+def compiled(function: Function) -> Function:
+    """For functions that compiled code calls."""
+    import numba
+
+    jit: Callable[[Function], Function] = numba.njit(nogil=True, error_model="numpy")
+    return jit(function)
+
+
+def entry(function: Function) -> Function:
+    """For functions that Python calls: their code, with all that they call, is kept on disk."""
+    import numba
+
+    folder = code_folder()
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder)
+    jit: Callable[[Function], Function] = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)
+    return jit(function)
+
+
+def instruction(define: Callable[..., Any]) -> Callable[..., Any]:
+    """For what is written in LLVM's own language: `define` gets Numba's types and gives a signature and a generator."""
+    from numba.extending import intrinsic
+
+    made: Callable[..., Any] = intrinsic(define)
+    return made
+
+
+@functools.cache
+def code_folder() -> Path | None:
+    """Where compiled code is kept; None where it cannot be."""
+    prefix = f"kernels-{sys.implementation.cache_tag}-"
+    for base in _bases():
+        folder = base / f"{prefix}{_digest()}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid() or not os.access(folder, os.W_OK):
+                continue
+        except OSError:
+            continue
+        for other in base.glob(f"{prefix}*"):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+        return folder
+    return None
+
+
+def _bases() -> tuple[Path, ...]:
+    try:
+        return _HERE / "__pycache__", Path.home() / ".cache" / "lorikeet"
+    except RuntimeError:  # nobody's home
+        return (_HERE / "__pycache__",)
+
+
+def _digest() -> str:
+    digest = hashlib.sha256(importlib.metadata.version("numba").encode())
+    for file in sorted(_HERE.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

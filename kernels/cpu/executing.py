@@ -1,0 +1,50 @@
+"""Runs a program (`records.py`) on the threads of a team, operation by operation."""
+
+from typing import Any
+
+from kernels.cpu import records as c
+from kernels.cpu.attention import attend
+from kernels.cpu.compiling import entry
+from kernels.cpu.operations import cap, embed, finish, gate, gather, heads, project, weave_rows
+from kernels.cpu.team import barrier
+
+
+@entry
+def execute(
+    marker: Any,
+    program: Any,
+    step: Any,
+    control: int,
+    thread: int,
+    threads: int,
+    scratch: int,
+    scratch_bytes: int,
+    logits: int,
+) -> None:
+    """Every thread of the team calls this, with its number; it returns when the whole program is done.
+
+    scratch: bytes for each thread, one after the other. logits: where the sampled rows' go.
+    """
+    scratch += thread * scratch_bytes
+    for i in range(len(program.records)):
+        r, f = program.records[i], program.numbers[i]
+        kind = r[c.KIND]
+        if kind == c.PROJECT:
+            project(marker, r, step, control, threads, logits)
+        elif kind == c.HEADS:
+            heads(marker, r, f, step, control, scratch)
+        elif kind == c.ATTEND:
+            attend(marker, r, f, step, control, scratch)
+        elif kind == c.FINISH:
+            finish(marker, r, f, step, control, scratch)
+        elif kind == c.GATE:
+            gate(marker, r, step, control, scratch)
+        elif kind == c.EMBED:
+            embed(marker, r, f, step, control)
+        elif kind == c.GATHER:
+            gather(marker, r, f, step, control)
+        elif kind == c.WEAVE:
+            weave_rows(marker, r, step, control)
+        else:
+            cap(r, f, step, control, logits)
+        barrier(control, threads)

@@ -1,0 +1,224 @@
+"""The operations of a program (`records.py`): each is run by all threads of a team, which take its items in chunks.
+
+Every function reads one record `r` (and its numbers `f`) and the step. A projection also shrinks: h = A x of every
+segment with an adapter; whoever reads its output adds the bias and the expand, y += scaling * B h, on the way. What a
+projection reads is in woven order (`tiles.weave`); everything else is not.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+
+from kernels.cpu import records as c
+from kernels.cpu.compiling import compiled
+from kernels.cpu.elementwise import add, floats, gelu_mul, rms_norm, rotate, silu_mul, soft_cap
+from kernels.cpu.rows import AHEAD, axpy, dot, narrow, widen
+from kernels.cpu.team import take
+from kernels.cpu.tiles import byte_at, element_bytes, weave
+
+# A chunk of a projection's weights: small enough that all threads end together, and that it stays in the second-level
+# cache while every tile of rows goes through it; large enough that the waits at its start do not count.
+LEAST_CHUNK_BYTES: Final = 32 * 1024
+MOST_CHUNK_BYTES: Final = 192 * 1024
+CHUNKS_PER_THREAD: Final = 4
+COLUMN_CHUNK: Final = 512
+
+
+@compiled
+def embed(marker: Any, r: Any, f: Any, step: Any, control: int) -> None:
+    """Y = row of the embedding [* SCALE]; NORMED = its norm."""
+    columns, size = r[c.OUTPUTS], element_bytes(marker)
+    while True:
+        t = take(control, 1)
+        if t >= len(step.tokens):
+            break
+        y = r[c.Y] + t * r[c.Y_STRIDE]
+        widen(marker, r[c.WEIGHT] + step.tokens[t, c.TOKEN_ID] * columns * size, y, columns)
+        if f[c.SCALE] != np.float32(1):
+            numbers = floats(y, columns)
+            for i in range(columns):
+                numbers[i] *= f[c.SCALE]
+        normed = r[c.NORMED] + t * r[c.NORMED_STRIDE]
+        rms_norm(y, r[c.NORM], normed, columns, f[c.EPS])
+        weave(marker, normed, columns)
+
+
+@compiled
+def project(marker: Any, r: Any, step: Any, control: int, threads: int, logits: int) -> None:
+    """Y = X WEIGHT^T without bias, and SHRUNK = X A^T of the segments; Y is `logits` for the SAMPLED rows."""
+    inputs, outputs = r[c.INPUTS], r[c.OUTPUTS]
+    row_bytes = inputs * element_bytes(marker)
+    rows, y = len(step.tokens), r[c.Y]
+    if r[c.SAMPLED]:
+        rows, y = len(step.sampled), logits
+    chunk_bytes = outputs * row_bytes // (threads * CHUNKS_PER_THREAD)
+    chunk_bytes = min(max(chunk_bytes, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
+    chunk = max(chunk_bytes // row_bytes // 8 * 8, 8)
+    shrinks = len(step.segments) * r[c.SLICES]
+    items = shrinks + (outputs + chunk - 1) // chunk
+    item = take(control, 1)
+    while item < items:
+        following = take(control, 1)  # one item early: its weights are asked for while this one is computed
+        if item < shrinks:
+            _shrink(marker, r, step.segments[item // r[c.SLICES]], item % r[c.SLICES])
+        else:
+            first = (item - shrinks) * chunk
+            columns = min(chunk, outputs - first)
+            weight = r[c.WEIGHT] + first * row_bytes
+            then = r[c.WEIGHT] + (following - shrinks) * chunk * row_bytes if following < items else 0
+            x, xs, ys = r[c.X], r[c.X_STRIDE], r[c.Y_STRIDE]
+            dot(marker, x, xs, rows, weight, row_bytes, columns, y + first * 4, ys, inputs, AHEAD, then)
+        item = following
+
+
+@compiled
+def _shrink(marker: Any, r: Any, segment: Any, part: int) -> None:
+    if not _touched(r, segment):
+        return
+    row_bytes = r[c.INPUTS] * element_bytes(marker)
+    start = segment[c.SEGMENT_START]
+    a = r[c.A] + part * r[c.A_SLICE] + segment[c.ROW_OFFSET] * row_bytes
+    x = r[c.X] + start * r[c.X_STRIDE]
+    y = r[c.SHRUNK] + part * r[c.SHRUNK_SLICE] + start * r[c.SHRUNK_STRIDE]
+    rows, rank = segment[c.SEGMENT_END] - start, segment[c.RANK]
+    dot(marker, x, r[c.X_STRIDE], rows, a, row_bytes, rank, y, r[c.SHRUNK_STRIDE], r[c.INPUTS], AHEAD, 0)
+
+
+@compiled
+def _touched(r: Any, segment: Any) -> bool:
+    """Whether the segment's adapter has a module in the record's group."""
+    touched: int = byte_at(r[c.TOUCHED] + segment[c.SLOT] * r[c.TOUCHED_STRIDE])
+    return touched != 0
+
+
+@compiled
+def _finish(marker: Any, r: Any, step: Any, t: int, part: int, column: int, columns: int, y: int, scratch: int) -> None:
+    """Adds bias and expand to `columns` numbers at y: token t, slice `part`, from its column `column` on."""
+    before = 0
+    for i in range(part):
+        before += r[c.SLICE_WIDTH + i]
+    if r[c.BIAS]:
+        add(r[c.BIAS] + (before + column) * 4, y, columns)
+    s = step.tokens[t, c.SEGMENT]
+    if s < 0 or r[c.SLICES] == 0 or not _touched(r, step.segments[s]):
+        return
+    segment = step.segments[s]
+    scaling = floats(r[c.SCALING] + segment[c.SLOT] * r[c.SCALING_STRIDE], r[c.SLICES])[part]
+    if scaling == np.float32(0):
+        return  # the adapter lacks this module
+    rank, size = segment[c.RANK], element_bytes(marker)
+    shrunk = floats(r[c.SHRUNK] + part * r[c.SHRUNK_SLICE] + t * r[c.SHRUNK_STRIDE], rank)
+    scaled = floats(scratch, rank)
+    for j in range(rank):
+        scaled[j] = shrunk[j] * scaling
+    width = 0
+    for i in range(r[c.SLICES]):
+        width += r[c.SLICE_WIDTH + i]
+    b = r[c.B] + (segment[c.ROW_OFFSET] * width + before + column) * size
+    axpy(marker, scratch, 0, 1, b, width * size, y, 0, columns, rank)
+
+
+@compiled
+def heads(marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) -> None:
+    """Y = q | k | v of the step, in place: bias, expand, [norm of q and k], rotation; k and v into the CACHE too."""
+    num_heads, kv_heads, dim = r[c.NUM_HEADS], r[c.KV_HEADS], r[c.HEAD_DIM]
+    all_heads, size = num_heads + 2 * kv_heads, element_bytes(marker)
+    items = len(step.tokens) * all_heads
+    chunk = max(1, all_heads // 4)
+    while True:
+        first = take(control, chunk)
+        if first >= items:
+            break
+        for item in range(first, min(first + chunk, items)):
+            t, head = item // all_heads, item % all_heads
+            part = 0 if head < num_heads else (1 if head < num_heads + kv_heads else 2)
+            start = 0 if part == 0 else (num_heads if part == 1 else num_heads + kv_heads)
+            y = r[c.Y] + t * r[c.Y_STRIDE] + head * dim * 4
+            _finish(marker, r, step, t, part, (head - start) * dim, dim, y, scratch)
+            if part < 2:
+                if r[c.NORM]:
+                    rms_norm(y, r[c.NORM] + head * dim * 4, y, dim, f[c.EPS])
+                turn = step.tokens[t, c.POSITION] * dim * 4
+                rotate(y, r[c.COS] + turn, r[c.SIN] + turn, dim)
+            if part > 0:
+                cell = step.tokens[t, c.CELL] * 2 + part - 1
+                narrow(marker, y, r[c.CACHE] + (cell * kv_heads + head - start) * dim * size, dim)
+
+
+@compiled
+def gate(marker: Any, r: Any, step: Any, control: int, scratch: int) -> None:
+    """Y = gate | up, in place: bias, expand, then gate = act(gate) * up."""
+    width = r[c.OUTPUTS]
+    per_token = (width + COLUMN_CHUNK - 1) // COLUMN_CHUNK
+    items = len(step.tokens) * per_token
+    while True:
+        item = take(control, 1)
+        if item >= items:
+            break
+        t, first = item // per_token, item % per_token * COLUMN_CHUNK
+        columns = min(COLUMN_CHUNK, width - first)
+        gates = r[c.Y] + t * r[c.Y_STRIDE] + first * 4
+        ups = gates + width * 4
+        _finish(marker, r, step, t, 0, first, columns, gates, scratch)
+        _finish(marker, r, step, t, 1, first, columns, ups, scratch)
+        if r[c.GELU]:
+            gelu_mul(gates, ups, columns)
+        else:
+            silu_mul(gates, ups, columns)
+        weave(marker, gates, columns)
+
+
+@compiled
+def finish(marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) -> None:
+    """X += [norm of] Y with bias and expand; NORMED = norm of X, for the next projection."""
+    columns = r[c.OUTPUTS]
+    while True:
+        t = take(control, 1)
+        if t >= len(step.tokens):
+            break
+        hidden, y = r[c.X] + t * r[c.X_STRIDE], r[c.Y] + t * r[c.Y_STRIDE]
+        _finish(marker, r, step, t, 0, 0, columns, y, scratch)
+        if r[c.OUT_NORM]:
+            rms_norm(y, r[c.OUT_NORM], y, columns, f[c.EPS])
+        add(y, hidden, columns)
+        if r[c.NORM]:
+            normed = r[c.NORMED] + t * r[c.NORMED_STRIDE]
+            rms_norm(hidden, r[c.NORM], normed, columns, f[c.EPS])
+            weave(marker, normed, columns)
+
+
+@compiled
+def gather(marker: Any, r: Any, f: Any, step: Any, control: int) -> None:
+    """NORMED = norm of X, of the sampled tokens only."""
+    while True:
+        row = take(control, 1)
+        if row >= len(step.sampled):
+            break
+        x = r[c.X] + step.sampled[row] * r[c.X_STRIDE]
+        normed = r[c.NORMED] + row * r[c.NORMED_STRIDE]
+        rms_norm(x, r[c.NORM], normed, r[c.OUTPUTS], f[c.EPS])
+        weave(marker, normed, r[c.OUTPUTS])
+
+
+@compiled
+def weave_rows(marker: Any, r: Any, step: Any, control: int) -> None:
+    """Y into the order in which a projection takes it, where its writers each knew a part of a block only."""
+    while True:
+        t = take(control, 1)
+        if t >= len(step.tokens):
+            break
+        weave(marker, r[c.Y] + t * r[c.Y_STRIDE], r[c.OUTPUTS])
+
+
+@compiled
+def cap(r: Any, f: Any, step: Any, control: int, logits: int) -> None:
+    """The logits' soft cap, in place."""
+    per_row = (r[c.OUTPUTS] + COLUMN_CHUNK - 1) // COLUMN_CHUNK
+    items = len(step.sampled) * per_row
+    while True:
+        item = take(control, 1)
+        if item >= items:
+            break
+        row, first = item // per_row, item % per_row * COLUMN_CHUNK
+        columns = min(COLUMN_CHUNK, r[c.OUTPUTS] - first)
+        soft_cap(logits + row * r[c.Y_STRIDE] + first * 4, columns, f[c.SOFT_CAP])
