@@ -2,7 +2,8 @@
 
 KernelError
 ├── TritonMissing    a kernel was launched where Triton is not installed
-└── InterpreterMixed kernels were imported for the interpreter and are used on a device, or the other way round
+├── InterpreterMixed kernels were imported for the interpreter and are used on a device, or the other way round
+└── TuningInvalid    a file of measured block sizes cannot be used
 """
 
 
@@ -16,3 +17,7 @@ class TritonMissing(KernelError):
 
 class InterpreterMixed(KernelError):
     """The text says which of the two was meant and how to get it."""
+
+
+class TuningInvalid(KernelError):
+    """The text names the file and what is wrong with it."""

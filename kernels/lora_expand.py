@@ -1,43 +1,270 @@
 """Expand: rank -> out, the second half of y += scaling * (x A^T) B, for every segment and slice of a group.
 
-    y[t, columns of slice s] += sum_j (scaling[slot, s] * h[s, t, j]) * b[row_offset + j, columns of slice s]
+    y[t, columns of slice s] += sum_j (scaling[slot, s] * sum_p h[t, s, p, j]) * b[row_offset + j, columns of slice s]
 
-    h        [slices, tokens, max_rank]   from `lora_shrink`
-    b        [rows, out]                  the pool, transposed; columns of the slices side by side (q | k | v)
-    scaling  [slots, slices]              fp32, applied in fp32 before h is rounded to the weights' dtype
-    y        [tokens, out]                changed in place; rows without adapter are not touched
+    h        [tokens, slices, planes, max_rank]  fp32, from `lora_shrink`; planes are added in order
+    b        [rows, out]                         the pool, transposed; columns of the slices side by side (q | k | v)
+    scaling  [slots, slices]                     fp32, applied in fp32
+    y        [tokens, out]                       changed in place, summed in fp32 and rounded once; rows without
+                                                 adapter, and slices that an adapter lacks, are not touched
 
-Rank-exact like the shrink; a slice that the adapter lacks has zero rows in the pool and scaling 0.
+Rank-exact like the shrink, and like it two kernels, both over tiles x blocks of columns, so that every b is read once
+per tile and every y once. *Tiles of one token* multiply in fp32. *Tiles of 16* use tensor cores, for which the scaled h
+is rounded to the weights' dtype; a tile has 16 rows and no more, because on Hopper a larger one would become
+instructions that have been miscompiled with an operand in registers, as h is.
 """
 
 from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 
-from kernels.segments import Segments
+from kernels.segments import TILE_ROWS, DeviceSegments, Segments, tiles_of
+from kernels.triton_jit import CompileCase, Number, Pointer, cdiv, constexpr, jit, pointer, runs_kernel, tl
+from kernels.tuning import device_of, tuned
+
+MAX_SLICES: Final = 3
+
+
+class ExpandPlan(NamedTuple):
+    """How one launch is cut."""
+
+    column_block: int
+    rank_block: int
+    num_warps: int
+    num_stages: int
 
 
 def lora_expand_reference(
-    h: torch.Tensor, b: torch.Tensor, scaling: torch.Tensor, slices: Sequence[int], segments: Segments, y: torch.Tensor
+    h: torch.Tensor,
+    b: torch.Tensor,
+    scaling: torch.Tensor,
+    slices: Sequence[int],
+    segments: Segments | DeviceSegments,
+    y: torch.Tensor,
+    first_slice: int = 0,
 ) -> None:
     """Adds to y; one matrix product per segment and slice."""
-    for start, end, slot, offset, rank in segments.with_adapters():
+    for tile in tiles_of(segments):
         column = 0
         for index, width in enumerate(slices):
             columns = slice(column, column + width)
-            scaled = (h[index, start:end, :rank] * scaling[slot, index]).to(b.dtype)
-            y[start:end, columns].addmm_(scaled, b[offset : offset + rank, columns])
+            if tile.has(first_slice + index):
+                scaled = h[tile.places, index, :, : tile.rank].sum(1).mul_(scaling[tile.slot, index]).to(b.dtype)
+                y[tile.places, columns].addmm_(scaled, b[tile.rows, columns])
             column += width
 
 
+@jit
+def _columns(block: Number, WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: constexpr, COLUMN_BLOCK: constexpr) -> Any:
+    """Slice, first column and end of the slice's columns, for a block of columns: none lies in two slices."""
+    blocks_0 = tl.cdiv(WIDTH_0, COLUMN_BLOCK)
+    blocks_1 = tl.cdiv(WIDTH_1, COLUMN_BLOCK)
+    first = block * COLUMN_BLOCK
+    slice_ = tl.where(block >= blocks_0, 1, 0) + tl.where(block >= blocks_0 + blocks_1, 1, 0)
+    first = tl.where(slice_ == 1, WIDTH_0 + (block - blocks_0) * COLUMN_BLOCK, first)
+    first = tl.where(slice_ == 2, WIDTH_0 + WIDTH_1 + (block - blocks_0 - blocks_1) * COLUMN_BLOCK, first)
+    end = tl.where(slice_ == 0, WIDTH_0, tl.where(slice_ == 1, WIDTH_0 + WIDTH_1, WIDTH_0 + WIDTH_1 + WIDTH_2))
+    return slice_, first, end
+
+
+@jit
+def _expand_rows_kernel(
+    h: Pointer, b: Pointer, scaling: Pointer, y: Pointer, tiles: Pointer,
+    b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number,
+    WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: constexpr, SLICES: constexpr, PLANES: constexpr,
+    MAX_RANK: constexpr, FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr,
+) -> None:  # fmt: skip
+    tile = tl.program_id(0)
+    token = tl.load(tiles + tile).to(tl.int64)
+    slot = tl.load(tiles + 2 * capacity + tile).to(tl.int64)
+    offset = tl.load(tiles + 3 * capacity + tile).to(tl.int64)
+    rank = tl.load(tiles + 4 * capacity + tile)
+    owned = tl.load(tiles + 5 * capacity + tile)
+    slice_, column, end = _columns(tl.program_id(1), WIDTH_0, WIDTH_1, WIDTH_2, COLUMN_BLOCK)
+    # All fields are asked, so that they are loaded together and not one after the branch that another decides.
+    if (rank <= 0) | (offset < 0) | (slot < 0) | (token < 0) | ((owned >> (FIRST_SLICE + slice_)) & 1 == 0):
+        return
+    columns = column + tl.arange(0, COLUMN_BLOCK)
+    inside = columns < end
+    factor = tl.load(scaling + slot * scaling_stride + slice_)
+    # y is asked for before the weights: its way here is as long as theirs.
+    y += token * y_stride + columns
+    before = tl.load(y) if WHOLE else tl.load(y, mask=inside, other=0.0)
+    h += (token * SLICES + slice_) * (PLANES * MAX_RANK)
+    b += offset * b_stride
+    sums = tl.zeros((RANK_BLOCK, COLUMN_BLOCK), tl.float32)
+    for first in range(0, rank, RANK_BLOCK):
+        rows = first + tl.arange(0, RANK_BLOCK)
+        scaled = tl.zeros((RANK_BLOCK,), tl.float32)
+        for plane in tl.static_range(PLANES):
+            scaled += tl.load(h + plane * MAX_RANK + rows, mask=rows < rank, other=0.0)
+        b_rows = b + rows.to(tl.int64)[:, None] * b_stride + columns[None, :]
+        if WHOLE:
+            b_part = tl.load(b_rows, mask=(rows < rank)[:, None], other=0.0)
+        else:
+            b_part = tl.load(b_rows, mask=(rows < rank)[:, None] & inside[None, :], other=0.0)
+        sums += (scaled * factor)[:, None] * b_part.to(tl.float32)
+    total = (before.to(tl.float32) + tl.sum(sums, 0)).to(before.dtype)
+    if WHOLE:
+        tl.store(y, total)
+    else:
+        tl.store(y, total, mask=inside)
+
+
+@jit
+def _expand_tiles_kernel(
+    h: Pointer, b: Pointer, scaling: Pointer, y: Pointer, tiles: Pointer,
+    b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number,
+    WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: constexpr, SLICES: constexpr, PLANES: constexpr,
+    MAX_RANK: constexpr, FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr,
+    ROWS: constexpr,
+) -> None:  # fmt: skip
+    tile = tl.program_id(0)
+    first_token = tl.load(tiles + tile)
+    count = tl.load(tiles + capacity + tile)
+    slot = tl.load(tiles + 2 * capacity + tile).to(tl.int64)
+    offset = tl.load(tiles + 3 * capacity + tile).to(tl.int64)
+    rank = tl.load(tiles + 4 * capacity + tile)
+    owned = tl.load(tiles + 5 * capacity + tile)
+    slice_, column, end = _columns(tl.program_id(1), WIDTH_0, WIDTH_1, WIDTH_2, COLUMN_BLOCK)
+    if (rank <= 0) | (offset < 0) | (slot < 0) | (first_token < 0) | ((owned >> (FIRST_SLICE + slice_)) & 1 == 0):
+        return
+    lines = tl.arange(0, ROWS)
+    tokens = (first_token + lines).to(tl.int64)
+    columns = column + tl.arange(0, COLUMN_BLOCK)
+    inside = columns < end
+    factor = tl.load(scaling + slot * scaling_stride + slice_)
+    y_rows = y + tokens[:, None] * y_stride + columns[None, :]
+    touched = (lines < count)[:, None] & inside[None, :]
+    before = tl.load(y_rows, mask=touched, other=0.0)
+    h_rows = h + ((tokens * SLICES + slice_) * (PLANES * MAX_RANK))[:, None]
+    b += offset * b_stride
+    sums = tl.zeros((ROWS, COLUMN_BLOCK), tl.float32)
+    for first in range(0, rank, RANK_BLOCK):
+        rows = first + tl.arange(0, RANK_BLOCK)
+        known = (lines < count)[:, None] & (rows < rank)[None, :]
+        scaled = tl.zeros((ROWS, RANK_BLOCK), tl.float32)
+        for plane in tl.static_range(PLANES):
+            scaled += tl.load(h_rows + (plane * MAX_RANK + rows)[None, :], mask=known, other=0.0)
+        b_rows = b + rows.to(tl.int64)[:, None] * b_stride + columns[None, :]
+        if WHOLE:
+            b_part = tl.load(b_rows, mask=(rows < rank)[:, None], other=0.0)
+        else:
+            b_part = tl.load(b_rows, mask=(rows < rank)[:, None] & inside[None, :], other=0.0)
+        sums = tl.dot((scaled * factor).to(b_part.dtype), b_part, sums, input_precision="ieee")
+    tl.store(y_rows, (before.to(tl.float32) + sums).to(before.dtype), mask=touched)
+
+
+def expand_place(segments: DeviceSegments, slices: Sequence[int]) -> dict[str, int]:
+    """What a tuned plan depends on."""
+    widths = {"slices": len(slices), "out": sum(slices)}
+    return {"tile_rows": segments.tile_rows, "tiles": segments.num_tiles, **widths}
+
+
+def expand_plan(segments: DeviceSegments, slices: Sequence[int]) -> ExpandPlan:
+    """The plan of a launch: the tuned one, or the one that arithmetic suggests."""
+    return tuned(device_of(segments.words), "lora_expand", expand_place(segments, slices), default_plan(segments))
+
+
+def default_plan(segments: DeviceSegments) -> ExpandPlan:
+    """Narrow blocks while there are few tiles, for more programs; wide ones read longer runs of memory."""
+    if segments.tile_rows == 1:
+        column_block = 128 if segments.num_tiles <= 4 else 256 if segments.num_tiles <= 16 else 512
+        return ExpandPlan(column_block, 2048 // column_block, 4, 1)
+    return ExpandPlan(128, 32, 4, 1)
+
+
 def lora_expand(
-    h: torch.Tensor, b: torch.Tensor, scaling: torch.Tensor, slices: Sequence[int], segments: Segments, y: torch.Tensor
+    h: torch.Tensor,
+    b: torch.Tensor,
+    scaling: torch.Tensor,
+    slices: Sequence[int],
+    segments: Segments | DeviceSegments,
+    y: torch.Tensor,
+    first_slice: int = 0,
+    plan: ExpandPlan | None = None,
 ) -> None:
-    """Adds to y as above; `slices` are the slices' widths. Raises ValueError when shapes or dtypes do not fit."""
-    if h.shape[0] != len(slices) or scaling.shape[1] != len(slices) or sum(slices) != b.shape[1]:
+    """Adds to y as above. slices: the slices' widths. first_slice, plan: as for `lora_shrink`.
+
+    Raises ValueError when shapes, dtypes, devices or strides do not fit together.
+    """
+    _check(h, b, scaling, slices, segments, y)
+    if not runs_kernel(y):
+        lora_expand_reference(h, b, scaling, slices, segments, y, first_slice)
+        return
+    if not isinstance(segments, DeviceSegments):
+        raise ValueError("lora_expand: on a device segments must be DeviceSegments")  # noqa: TRY004 (as the others)
+    if segments.num_tiles:
+        plan = plan or expand_plan(segments, slices)
+        kernel = _expand_rows_kernel if segments.tile_rows == 1 else _expand_tiles_kernel
+        kernel[(segments.num_tiles, sum(cdiv(width, plan.column_block) for width in slices))](
+            h, b, scaling, y, segments.words, b.stride(0), scaling.stride(0), y.stride(0), segments.words.stride(0),
+            **_constants(plan, slices, h.shape[2], h.shape[3], segments.tile_rows, first_slice),
+            num_warps=plan.num_warps, num_stages=plan.num_stages,
+        )  # fmt: skip
+
+
+def _constants(
+    plan: ExpandPlan, slices: Sequence[int], planes: int, max_rank: int, tile_rows: int, first_slice: int
+) -> dict[str, int | bool]:
+    widths = [*slices, 0, 0][:MAX_SLICES]
+    constants: dict[str, int | bool] = {f"WIDTH_{index}": width for index, width in enumerate(widths)}
+    constants |= {"SLICES": len(slices), "PLANES": planes, "MAX_RANK": max_rank, "FIRST_SLICE": first_slice}
+    constants |= {"COLUMN_BLOCK": plan.column_block, "RANK_BLOCK": plan.rank_block}
+    constants["WHOLE"] = all(width % plan.column_block == 0 for width in slices)
+    return constants if tile_rows == 1 else {**constants, "ROWS": tile_rows}
+
+
+def _check(
+    h: torch.Tensor,
+    b: torch.Tensor,
+    scaling: torch.Tensor,
+    slices: Sequence[int],
+    segments: Segments | DeviceSegments,
+    y: torch.Tensor,
+) -> None:
+    if h.dim() != 4 or h.shape[1] != len(slices) or scaling.shape[1] != len(slices) or sum(slices) != b.shape[1]:
         raise ValueError(f"lora_expand: slices {tuple(slices)}, h {tuple(h.shape)}, b {tuple(b.shape)}")
-    if y.shape != (segments.num_tokens, b.shape[1]) or h.shape[1] != y.shape[0]:
+    if not 1 <= len(slices) <= MAX_SLICES:
+        raise ValueError(f"lora_expand: {len(slices)} slices, {MAX_SLICES} at most")
+    if y.shape != (segments.num_tokens, b.shape[1]) or h.shape[0] != y.shape[0] or h.shape[3] != segments.max_rank:
         raise ValueError(f"lora_expand: y {tuple(y.shape)}, h {tuple(h.shape)}, tokens {segments.num_tokens}")
-    if not (h.dtype == b.dtype == y.dtype) or scaling.dtype != torch.float32:
+    if b.dtype != y.dtype or h.dtype != torch.float32 or scaling.dtype != torch.float32:
         raise ValueError(f"lora_expand: h {h.dtype}, b {b.dtype}, y {y.dtype}, scaling {scaling.dtype}")
-    lora_expand_reference(h, b, scaling, slices, segments, y)
+    if not h.is_contiguous() or b.stride(1) != 1 or y.stride(1) != 1 or scaling.stride(1) != 1:
+        raise ValueError(
+            f"lora_expand: h and rows must be contiguous, strides are h {h.stride()}, b {b.stride()}, y {y.stride()}, "
+            f"scaling {scaling.stride()}"
+        )
+    if len({tensor.device for tensor in (h, b, scaling, y)}) > 1:
+        raise ValueError(f"lora_expand: h on {h.device}, b on {b.device}, scaling on {scaling.device}, y on {y.device}")
+
+
+def compile_cases() -> tuple[CompileCase, ...]:
+    """Llama-2-7B's groups in bf16 at small and large steps, grouped-query widths, and widths that fit nothing."""
+    cases = []
+    for slices, planes, tiles in (((4096,) * 3, 8, 1), ((11008,) * 2, 4, 32), ((4096, 1024, 1024), 1, 64),
+                                  ((4096,), 1, 4), ((130, 31, 7), 1, 16)):  # fmt: skip
+        for tile_rows in (1, TILE_ROWS):
+            segments = DeviceSegments(torch.empty((6, tiles), dtype=torch.int32), tiles, tile_rows, tiles, 64)
+            plan = default_plan(segments)
+            strides = {"b_stride", "y_stride"} if sum(slices) % 16 == 0 else set()
+            cases.append(
+                CompileCase(
+                    f"{'+'.join(map(str, slices))}, {tiles} tiles of {tile_rows}",
+                    _expand_rows_kernel if tile_rows == 1 else _expand_tiles_kernel,
+                    {
+                        **dict.fromkeys(("b", "y"), pointer(torch.bfloat16)),
+                        **dict.fromkeys(("h", "scaling"), pointer(torch.float32)),
+                        "tiles": pointer(torch.int32),
+                        **dict.fromkeys(("b_stride", "scaling_stride", "y_stride", "capacity"), "i32"),
+                    },
+                    _constants(plan, slices, 1 if tile_rows == 1 else planes, 64, tile_rows, 0),
+                    plan.num_warps,
+                    plan.num_stages,
+                    frozenset(strides),
+                    "none" if tile_rows == 1 else "mma",
+                )
+            )
+    return tuple(cases)

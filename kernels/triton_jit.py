@@ -43,6 +43,7 @@ except ImportError:
     triton = None
 
 tl: Any = _Absent("triton.language") if triton is None else triton.language
+triton_module: Any = triton  # for benches, which hand it to other projects' kernels; None where it is not installed
 
 # A kernel's parameters: what stands for a pointer or a number while it is compiled, and what is a constant of it.
 # Triton reads these annotations: it lets kernels name its own classes only, and its interpreter looks for the very
