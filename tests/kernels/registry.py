@@ -15,7 +15,7 @@ from kernels.triton_jit import CompileCase
 def kernel_modules() -> Iterator[ModuleType]:
     """Every module of the package that may hold kernels."""
     for found in pkgutil.walk_packages(kernels.__path__, "kernels."):
-        if not found.name.startswith(("kernels.cpu", "kernels.bench")):
+        if not found.name.startswith("kernels.cpu"):
             yield importlib.import_module(found.name)
 
 
