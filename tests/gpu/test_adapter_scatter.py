@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.adapter_scatter import adapter_scatter
-from tests.gpu.graphs import captured
+from tests.kernels.replay import captured
 from tests.kernels.scatter_cases import Pools, check_rows, make_adapter, make_pools, scatter, table_of
 
 DEVICE, POOL_DTYPE = torch.device("cuda"), torch.bfloat16
@@ -37,13 +37,18 @@ def test_a_graph_scatters_other_adapters() -> None:
     first = make_adapter(pools, torch.float16, _ranks("everything"))
     second = make_adapter(pools, torch.float16, _ranks("query and value"))
     staging, table = first.staging.clone(), table_of(pools, first, 3, 0)
-    replay = captured(lambda: adapter_scatter(staging, table, pools.groups, pools.scaling, pools.flag))
+
+    def launch() -> torch.Tensor:
+        adapter_scatter(staging, table, pools.groups, pools.scaling, pools.flag)
+        return pools.flag
+
+    replay = captured(launch, DEVICE.type)
     for adapter, slot in ((second, 7), (first, 3), (second, 3)):
         for pool in [pool for group in pools.groups for pool in (group.a, group.b)]:
             pool.fill_(float("nan"))
         staging[: adapter.staging.numel()] = adapter.staging
         table.copy_(table_of(pools, adapter, slot, 5))
-        replay()
+        assert replay().tolist() == [0]
         check_rows(pools, adapter, slot, 5)
 
 

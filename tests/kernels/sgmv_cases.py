@@ -2,7 +2,7 @@
 and on a GPU at real ones (tier 4). On a CPU tensors lie between NaN, on a GPU they are plain."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,7 @@ from kernels.lora_expand import lora_expand
 from kernels.lora_shrink import lora_shrink
 from kernels.segments import BASE_SLOT, DeviceSegments, SegmentBuffers, Segments, SlotRows, build_segments
 from tests.kernels.padded import padded, padding_is_intact
+from tests.kernels.replay import captured
 
 RANKS: Final = (1, 3, 5, 8, 12, 16, 32, 64, 128)
 POPULARITIES: Final = ("identical", "distinct", "uniform", "zipf", "skewed")
@@ -157,24 +158,22 @@ def check_case(case: Case, tile_rows: int, tolerance: float) -> None:
         assert torch.equal(run(case, segments), found)
 
 
-def check_replays(
-    steps: Sequence[Case], tile_rows: int, capture: Callable[[Callable[[], None]], Callable[[], None]]
-) -> None:
+def check_replays(steps: Sequence[Case], tile_rows: int) -> None:
     """One captured graph gives the bits of an eager run for every step, whatever adapters the step has.
 
-    steps: cases of one pool and the same number of tokens; the graph is captured with the first. capture: returns
-    what replays the launches of its argument.
+    steps: cases of one pool and the same number of tokens; the graph is captured with the first.
     """
     first = steps[0]
     buffers = buffers_for(first, tile_rows)
     x, y = first.x.clone(), first.y.clone()
     buffers.upload(first.segments)
 
-    def launches() -> None:
+    def launches() -> torch.Tensor:
         h = lora_shrink(x, first.a, buffers.static)
         lora_expand(h, first.b, first.scaling, first.slices, buffers.static, y)
+        return y
 
-    replay = capture(launches)
+    replay = captured(launches, x.device.type)
     for step in [*steps[1:], first]:
         buffers.upload(step.segments)
         x.copy_(step.x)

@@ -16,12 +16,6 @@ from tests.gpu import test_sgmv as sgmv
 from tests.kernels.interpreter_memory import InterpreterMemory
 
 
-def plain(launches: Callable[[], None]) -> Callable[[], None]:
-    """Stands for a graph: the launches themselves."""
-    launches()
-    return launches
-
-
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -34,10 +28,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> N
     monkeypatch.setattr(scatter, "LAYERS", 2)
     monkeypatch.setattr(scatter, "ROWS", 20)
     monkeypatch.setattr(scatter, "RANK", 8)
-    monkeypatch.setattr(scatter, "captured", plain)
     monkeypatch.setattr(sgmv, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(sgmv, "DTYPE", torch.float32)
-    monkeypatch.setattr(sgmv, "captured", plain)
     toys = {name: (18, (16, 8, 8)[: len(slices)]) for name, (_, slices) in sgmv.SHAPES.items()}
     monkeypatch.setattr(sgmv, "SHAPES", toys)
     monkeypatch.setattr(sgmv, "STEPS", [[(0, 1), (2, 2)], [(0, 1), (1, 1), (3, 1)], [(-1, 3)], [(1, 3)]])

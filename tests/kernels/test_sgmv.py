@@ -134,12 +134,6 @@ def test_weights_are_read_once_a_tile_and_no_byte_more(
     assert interpreter.loaded_bytes["b"] == ranks * 64 * 4
 
 
-def _plain(launches: Callable[[], None]) -> Callable[[], None]:
-    """What stands for a graph here: the same launches with the same static arguments."""
-    launches()
-    return launches
-
-
 @BOTH
 def test_static_buffers_serve_any_adapters(interpreter: InterpreterMemory, tile_rows: int) -> None:
     def step(rows: list[tuple[int, int]]) -> Case:
@@ -149,7 +143,7 @@ def test_static_buffers_serve_any_adapters(interpreter: InterpreterMemory, tile_
     steps = [step(rows) for rows in ([(0, 6), (3, 6)], few, many, [(BASE_SLOT, 12)])]
     for other in steps[1:]:
         other.a, other.b, other.scaling = steps[0].a, steps[0].b, steps[0].scaling
-    check_replays(steps, tile_rows, _plain)
+    check_replays(steps, tile_rows)
 
 
 @BOTH
