@@ -16,6 +16,8 @@ change hands (`KVCache`).
 
 Decode rows come in groups of similar context length: all rows of a group are gathered to the length of its longest.
 Positions, contexts and masks count from the first block that is given, which need not be the sequence's first.
+
+On a GPU the same comes from records on the device, in one launch for all rows: `device_attention.py`.
 """
 
 from typing import NamedTuple
