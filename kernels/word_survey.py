@@ -22,7 +22,7 @@ _WARPS: Final = 4
 
 
 class Survey(NamedTuple):
-    """Made by `survey`; chunks first within a row, rows side by side."""
+    """Made by `survey`. tops, words, masses: [rows, chunks]; best: [rows, groups]."""
 
     tops: torch.Tensor
     words: torch.Tensor
@@ -68,9 +68,9 @@ def survey(logits: torch.Tensor, temperatures: torch.Tensor, least_temperature: 
     """Arguments have been checked (`sampling.py`); rows colder than the least temperature are greedy."""
     rows, vocab = logits.shape
     num_chunks, num_groups = cdiv(vocab, CHUNK), cdiv(vocab, GROUP)
-    floats = torch.empty(rows * (2 * num_chunks + num_groups), dtype=torch.float32, device=logits.device)
-    tops, masses, best = floats.split((rows * num_chunks, rows * num_chunks, rows * num_groups))
-    words = torch.empty(rows * num_chunks, dtype=torch.int32, device=logits.device)
+    tops, masses = torch.empty((2, rows, num_chunks), dtype=torch.float32, device=logits.device)
+    best = torch.empty((rows, num_groups), dtype=torch.float32, device=logits.device)
+    words = torch.empty((rows, num_chunks), dtype=torch.int32, device=logits.device)
     _survey_kernel[(num_chunks, rows)](
         logits,
         temperatures,
