@@ -61,6 +61,8 @@ $(VENV)/.torch: $(INPUTS)
 $(VENV)/.runtime: $(VENV)/.torch
 	@echo "  lorikeet ..."
 	@$(PIP) -e '.[runtime]' $(ONE_LINE)
+	@echo "  kernels for this processor ..."
+	@$(BIN)/python -m kernels.cpu bfloat16 > /dev/null
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -106,7 +106,7 @@ class Runtime(_Section, frozen=True):
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     memory: Memory = "auto"
     kv_bytes: Positive | None = None

@@ -20,7 +20,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One runtime: one base model on one device.
 
     model: catalogue name, for `ModelInfo`. model_folder: Hugging Face layout.
-    threads: of torch on a CPU, 0 for its default. kv_bytes: key/value cache; 0, for a card only: what `card_memory`
+    dtype: of weights, cache and adapters; "auto" is what the model's files have. On a CPU all computing is in float32.
+    threads: on a CPU, 0 for one a core. kv_bytes: key/value cache; 0, for a card only: what `card_memory`
     (bytes, or a share of what is free on the card) leaves. adapter_rows: device pool in rank rows.
     step_tokens: new tokens per step, decode and prefill together. copy_bytes: adapter bytes written per step while
     sequences run, so that a load never holds up a step for long. prefix_cache: an account's sequences share the
@@ -34,7 +35,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model: str
     model_folder: str
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     kv_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024**2
     card_memory: Annotated[float, Meta(gt=0, le=1)] | Positive = 0.9

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from runtime.errors import ConfigInvalid
-from runtime.model_size import ModelSize
+from runtime.model_size import DType, ModelSize
 from storage.geometry import GROUPS, Geometry
 
-DType = Literal["float32", "bfloat16", "float16"]
 ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Interpreter, torch and Numba on a CPU, measured: 340 MB of their own, and the allocator's slack.
-PROCESS_BYTES: Final = 448 * 1024**2
+PROCESS_BYTES: Final = 400 * 1024**2
 # The same with a CUDA context.
 CUDA_PROCESS_BYTES: Final = 1024 * 1024**2
 # A cache for less than this many tokens (or less than the model's longest sequence) is refused, unless asked for by
@@ -34,7 +33,7 @@ _MIB: Final = 1024**2
 class Limits:
     """The settings that memory follows from; see `RuntimeConfig`."""
 
-    dtype: DType
+    dtype: DType | Literal["auto"]
     block_tokens: int
     adapter_rows: int
     max_running: int
@@ -105,7 +104,7 @@ class Split:
 
 def needs_of(model: ModelSize, limits: Limits, max_tokens: int | None = None) -> Needs:
     """`max_tokens`: the longest sequence that is asked for, where it is less than the model's."""
-    item, geometry = ITEM_BYTES[limits.dtype], model.geometry
+    item, geometry = ITEM_BYTES[model.dtype if limits.dtype == "auto" else limits.dtype], model.geometry
     longest = min(model.max_positions, max_tokens or model.max_positions)
     block = geometry.num_layers * 2 * geometry.num_kv_heads * geometry.head_dim * limits.block_tokens * item
     least_tokens = min(longest, LEAST_TOKENS)

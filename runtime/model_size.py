@@ -1,27 +1,32 @@
 """What a model's memory follows from, read from `config.json` and the headers of its weights. No torch."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from runtime.errors import ModelInvalid
 from runtime.model_types import model_type_of
-from runtime.shards import num_elements, tensor_shapes
+from runtime.shards import stored_tensors
 from storage.geometry import Geometry
 
+DType = Literal["float32", "bfloat16", "float16"]
+
 _DEFAULT_POSITIONS: Final = 8192
+_DTYPES: Final[dict[str, DType]] = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """`num_weights`: numbers in matrices; `num_small`: in vectors (norms, biases)."""
+    """`num_weights`: numbers in matrices; `num_small`: in vectors (norms, biases). `dtype`: of most of the weights."""
 
     geometry: Geometry
     vocab_size: int
     max_positions: int
     num_weights: int
     num_small: int
+    dtype: DType = "float32"
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelSize":
@@ -36,9 +41,14 @@ class ModelSize:
             raise ModelInvalid(f"{folder / 'config.json'}: {error}") from error
         except (OSError, TypeError, KeyError, AttributeError) as error:
             raise ModelInvalid(f"{folder / 'config.json'} does not describe a text decoder: {error!r}") from error
-        shapes = tensor_shapes(folder)
+        stored = stored_tensors(folder)
         if config.get("tie_word_embeddings") is True:
-            shapes.pop("lm_head.weight", None)
-        small = sum(num_elements(shape) for shape in shapes.values() if len(shape) < 2)
-        total = sum(num_elements(shape) for shape in shapes.values())
-        return cls(geometry, vocab_size, max_positions, total - small, small)
+            stored.pop("lm_head.weight", None)
+        small, of_dtype = 0, Counter[DType]()
+        for tensor in stored.values():
+            if len(tensor.shape) < 2:
+                small += tensor.num_elements
+            else:
+                of_dtype[_DTYPES.get(tensor.dtype, "float32")] += tensor.num_elements
+        dtype: DType = of_dtype.most_common(1)[0][0] if of_dtype else "float32"
+        return cls(geometry, vocab_size, max_positions, of_dtype.total(), small, dtype)

@@ -115,13 +115,15 @@ async def _run(config: RuntimeConfig) -> None:
 
     stop = asyncio.Event()
     _stop_on_signals(stop)
+    folder = Path(config.model_folder)
+    dtype = ModelSize.from_folder(folder).dtype if config.dtype == "auto" else config.dtype
     max_slots = SlotPool(config.adapter_rows).max_slots
     kv_bytes = config.kv_bytes or _kv_on_card(config, free_card_bytes(config.device))
     load = functools.partial(
         TorchRunner.load,
-        Path(config.model_folder),
+        folder,
         device=config.device,
-        dtype=config.dtype,
+        dtype=dtype,
         threads=config.threads,
         kv_bytes=kv_bytes,
         block_tokens=config.block_tokens,
@@ -132,7 +134,7 @@ async def _run(config: RuntimeConfig) -> None:
     runner = await _unless_stopped(in_own_thread(load, "loading"), stop)
     model = ModelInfo(
         name=config.model,
-        dtype=config.dtype,
+        dtype=dtype,
         device=config.device,
         num_parameters=runner.num_parameters,
         vocab_size=runner.vocab_size,
@@ -163,7 +165,7 @@ async def _run(config: RuntimeConfig) -> None:
             stats = tiers.stats()
             return stats["memory"].used_bytes, stats["disk"].used_bytes
 
-        grammars, close_sandbox = _grammars(Path(config.model_folder), model)
+        grammars, close_sandbox = _grammars(folder, model)
         service = RuntimeService(
             make_engine,
             time.monotonic,

@@ -7,6 +7,7 @@ Everything here belongs to the engine thread.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -26,14 +27,16 @@ from runtime.layers.step import StepBuilder
 from runtime.logprobs import scored
 from runtime.models.config import ModelConfig
 from runtime.models.decoder import Decoder, load_decoder
-from runtime.sampler import sample
+from runtime.sampler import Logits, sample
 from storage.geometry import Geometry
 from storage.packed import Packed
+
+logger = logging.getLogger(__name__)
 
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-Forward = Callable[[tuple[Row, ...]], torch.Tensor]
+Forward = Callable[[tuple[Row, ...]], Logits]
 """Rows that have been checked -> logits of those with `samples`."""
 
 
@@ -91,13 +94,15 @@ class TorchRunner:
         if torch_device.type == "cpu" and compiling.available:
             from runtime.models.cpu_program import CpuProgram
 
+            if not compiling.has_code():
+                logger.info("compiling the kernels for this processor, which takes some ten seconds, once")
             program = CpuProgram(decoder, cache, pool, rotations, limits.max_positions, torch.get_num_threads())
             # What torch still does takes microseconds, after which its helpers wait actively, for milliseconds, on the
             # processors that the program's threads need: half of the speed of a small model.
             torch.set_num_threads(1)
-            return cls(decoder, cache, pool, limits, program.logits)
+            return cls(decoder, cache, pool, limits, program.forward)
         steps = StepBuilder(cache, pool, config.kinds, rotations, torch_dtype, torch_device)
-        return cls(decoder, cache, pool, limits, lambda rows: decoder.forward(steps.build(rows)))
+        return cls(decoder, cache, pool, limits, lambda rows: Logits(decoder.forward(steps.build(rows))))
 
     @property
     def geometry(self) -> Geometry:
@@ -128,14 +133,18 @@ class TorchRunner:
         """See `runtime.batch.Runner`."""
         rows = [row for row in batch.rows if row.samples]
         masks = StepMasks.of(rows, self.vocab_size, self._masks)
-        logits = self.logits(batch)
+        logits = self._logits(batch)
         with torch.inference_mode(), _device_errors():
             if masks is not None:
-                masks.apply(logits)
-            return scored(logits, rows, sample(logits, rows)) if rows else []
+                masks.apply(logits.values)
+                logits = Logits(logits.values)
+            return scored(logits.values, rows, sample(logits, rows)) if rows else []
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """The step up to the sampler: [rows with `samples`, vocab] in the model's dtype. Raises RunnerMisused."""
+        """The step up to the sampler: [rows with `samples`, vocab]. Raises RunnerMisused."""
+        return self._logits(batch).values
+
+    def _logits(self, batch: Batch) -> Logits:
         with torch.inference_mode(), _device_errors():
             self._limits.check(batch.rows)
             return self._forward(batch.rows)

@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -37,21 +37,30 @@ _FIRST_WORDS: Final = 1024
 _MORE: Final = 8
 
 
-def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """One token id per row; logits is [rows, vocab]. Raises LogitsInvalid that names the rows without finite ones."""
-    scores = logits.float()
+class Logits(NamedTuple):
+    """values [rows, vocab]. best: of each row the first word with the greatest logit, -1 where one is not finite;
+    None where nobody has looked yet, or where the values were changed since."""
+
+    values: torch.Tensor
+    best: list[int] | None = None
+
+
+def sample(logits: Logits, rows: Sequence[Row]) -> list[int]:
+    """One token id per row. Raises LogitsInvalid that names the rows without finite ones."""
+    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature >= GREEDY_TEMPERATURE]
+    if logits.best is not None and not drawn and not any(_is_adjusted(row.sampling) for row in rows):
+        _refuse([word >= 0 for word in logits.best], rows)
+        return logits.best
+    scores = logits.values.float()
     adjusted = [index for index, row in enumerate(rows) if _is_adjusted(row.sampling)]
     if adjusted:
-        scores = scores.clone() if scores is logits else scores
+        scores = scores.clone() if scores is logits.values else scores
         _bias(scores, rows)
         for index in adjusted:
             _penalise(scores[index], rows[index])
     best, greedy = scores.max(-1)
-    if not bool(torch.isfinite(best).all()):
-        finite = torch.isfinite(best).tolist()
-        raise LogitsInvalid(tuple(row.sequence_id for row, ok in zip(rows, finite, strict=True) if not ok))
+    _refuse(torch.isfinite(best).tolist(), rows)
     tokens: list[int] = greedy.tolist()
-    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature >= GREEDY_TEMPERATURE]
     drawn.sort(key=lambda index: _is_cut(rows[index].sampling))  # rows without top_k and top_p do not share their cost
     for start in range(0, len(drawn), _CHUNK_ROWS):
         chunk = drawn[start : start + _CHUNK_ROWS]
@@ -61,6 +70,11 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         for index, token in zip(chunk, picked, strict=True):
             tokens[index] = token
     return tokens
+
+
+def _refuse(finite: Sequence[bool], rows: Sequence[Row]) -> None:
+    if not all(finite):
+        raise LogitsInvalid(tuple(row.sequence_id for row, ok in zip(rows, finite, strict=True) if not ok))
 
 
 def uniform(seed: int, position: int) -> float:

@@ -7,7 +7,7 @@ of its header (8 bytes, little-endian) and the header, JSON: {tensor name: {dtyp
 import json
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from runtime.errors import ModelInvalid
 
@@ -36,19 +36,26 @@ def shard_names(folder: Path) -> tuple[list[str], set[str]]:
     return shards, set(weights)
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the folder with its shape. Raises ModelInvalid."""
+class Stored(NamedTuple):
+    """A tensor as a file has it; dtype as safetensors names it ("BF16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder by name. Raises ModelInvalid."""
     return {
-        name: shape for shard in shard_names(folder)[0] for name, shape in _shapes_in(folder / shard).items()
+        name: stored for shard in shard_names(folder)[0] for name, stored in _stored_in(folder / shard).items()
     }  # fmt: skip
 
 
-def num_elements(shape: tuple[int, ...]) -> int:
-    """How many numbers a tensor of this shape has."""
-    return math.prod(shape)
-
-
-def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+def _stored_in(path: Path) -> dict[str, Stored]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -56,7 +63,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
                 raise ModelInvalid(f"{path} is not a readable safetensors file: its header would have {length} bytes")
             header: Any = json.loads(file.read(length))
         return {
-            name: tuple(int(size) for size in entry["shape"])
+            name: Stored(tuple(int(size) for size in entry["shape"]), str(entry["dtype"]))
             for name, entry in header.items()
             if name != "__metadata__"
         }

@@ -72,6 +72,12 @@ def code_folder() -> Path | None:
     return None
 
 
+def has_code() -> bool:
+    """Whether anything was compiled before and is still good."""
+    folder = code_folder()
+    return folder is not None and any(folder.rglob("*.nbc"))
+
+
 def _bases() -> tuple[Path, ...]:
     try:
         return _HERE / "__pycache__", Path.home() / ".cache" / "lorikeet"

@@ -14,7 +14,7 @@ from kernels.cpu.compiling import compiled
 from kernels.cpu.elementwise import add, floats, gelu_mul, rms_norm, rotate, silu_mul, soft_cap
 from kernels.cpu.rows import AHEAD, axpy, dot, narrow, widen
 from kernels.cpu.team import take
-from kernels.cpu.tiles import byte_at, element_bytes, weave
+from kernels.cpu.tiles import byte_at, element_bytes, first_greatest, weave
 
 # A chunk of a projection's weights: small enough that all threads end together, and that it stays in the second-level
 # cache while every tile of rows goes through it; large enough that the waits at its start do not count.
@@ -222,3 +222,13 @@ def cap(r: Any, f: Any, step: Any, control: int, logits: int) -> None:
         row, first = item // per_row, item % per_row * COLUMN_CHUNK
         columns = min(COLUMN_CHUNK, r[c.OUTPUTS] - first)
         soft_cap(logits + row * r[c.Y_STRIDE] + first * 4, columns, f[c.SOFT_CAP])
+
+
+@compiled
+def choose(r: Any, step: Any, control: int, logits: int) -> None:
+    """step.best = the word of the greatest logit of each sampled row, -1 where the logits are not all finite."""
+    while True:
+        row = take(control, 1)
+        if row >= len(step.sampled):
+            break
+        step.best[row] = first_greatest(logits + row * r[c.Y_STRIDE], r[c.OUTPUTS])

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 # Operations.
-EMBED, PROJECT, HEADS, ATTEND, WEAVE, FINISH, GATE, GATHER, CAP = range(9)
+EMBED, PROJECT, HEADS, ATTEND, WEAVE, FINISH, GATE, GATHER, CAP, CHOOSE = range(10)
 
 # Columns of all operations.
 KIND, X, X_STRIDE, Y, Y_STRIDE, WEIGHT, INPUTS, OUTPUTS, BIAS = range(9)
@@ -41,6 +41,7 @@ class Step(NamedTuple):
     blocks    [n]            block tables, one after the other
     segments  [segments, 5]  first token, end, slot, first row of the pool, rank; only those with an adapter
     sampled   [rows]         tokens whose logits are wanted
+    best      [rows]         written: `operations.choose`
     """
 
     tokens: Any
@@ -48,6 +49,7 @@ class Step(NamedTuple):
     blocks: Any
     segments: Any
     sampled: Any
+    best: Any
 
 
 class Program(NamedTuple):

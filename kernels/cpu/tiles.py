@@ -160,12 +160,61 @@ def reduction(kind: str) -> Callable[..., Any]:
             end = builder.load(total)
             if kind != "greatest":
                 return lane_sums(builder, [end])[0]
-            lanes = [builder.extract_element(end, ir.Constant(ir.IntType(32), lane)) for lane in range(LANES)]
-            return functools.reduce(functools.partial(_greater, builder), lanes)
+            return functools.reduce(
+                functools.partial(_greater, builder), (_lane(builder, end, lane) for lane in range(LANES))
+            )
 
         return types.float32(types.int64, types.int64), generate
 
     return reduce
+
+
+@instruction
+def first_greatest(_: Any, x: Any, count: Any) -> Any:
+    """(x, count): the index of the greatest of fp32 numbers, of the first one where several are; -1 when one of them
+    is infinite or no number."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        x, count = arguments
+        indices = ir.VectorType(ir.IntType(64), LANES)
+        greatest = _sum(builder, ir.Constant(VECTOR, [float("-inf")] * LANES))
+        spoilt = _sum(builder)
+        where = cgutils.alloca_once(builder, indices)
+        builder.store(ir.Constant(indices, [-1] * LANES), where)
+        lanes = ir.Constant(indices, list(range(LANES)))
+
+        def take(at: Any, numbers: Any, seen: Any) -> None:
+            larger = builder.fcmp_ordered(">", numbers, builder.load(greatest))
+            builder.store(builder.select(larger, numbers, builder.load(greatest)), greatest)
+            places = builder.add(splat(builder, at), lanes)
+            builder.store(builder.select(larger, places, builder.load(where)), where)
+            zero = ir.Constant(VECTOR, None)  # a number less itself, unless it is infinite or none
+            nothing = builder.fsub(numbers, numbers)
+            builder.store(
+                builder.fadd(builder.load(spoilt), nothing if seen is None else builder.select(seen, nothing, zero)),
+                spoilt,
+            )
+
+        whole = builder.and_(count, constant(-LANES))
+        with _counting(builder, constant(0), whole, LANES) as at:
+            take(at, load(builder, types.float32, _element(builder, x, at, 4)), None)
+        with _counting(builder, whole, count, LANES) as at:
+            mask = first_lanes(builder, builder.sub(count, at))
+            take(at, load_first(builder, types.float32, _element(builder, x, at, 4), mask, float("-inf")), mask)
+        best, place = (_lane(builder, builder.load(vector), 0) for vector in (greatest, where))
+        for lane in range(1, LANES):
+            other, its = (_lane(builder, builder.load(vector), lane) for vector in (greatest, where))
+            tied = builder.and_(builder.fcmp_ordered("==", other, best), builder.icmp_unsigned("<", its, place))
+            better = builder.or_(builder.fcmp_ordered(">", other, best), tied)
+            best, place = builder.select(better, other, best), builder.select(better, its, place)
+        total = lane_sums(builder, [builder.load(spoilt)])[0]
+        return builder.select(builder.fcmp_ordered("==", total, ir.Constant(F32, 0.0)), place, constant(-1))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+def _lane(builder: Any, vector: Any, lane: int) -> Any:
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), lane))
 
 
 def _greater(builder: Any, a: Any, b: Any) -> Any:

@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 F32: Final = ir.FloatType()
 I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+MARKERS: Final = {"bfloat16": np.uint16(0), "float16": np.int16(0), "float32": np.float32(0)}
+"""The marker of each dtype of weights."""
+
 ELEMENT_BYTES: Final = {types.uint16: 2, types.int16: 2, types.float32: 4}
 
 

@@ -95,6 +95,7 @@ class PassBuilder:
             np.array(blocks, np.int64),
             np.array(segments, np.int64).reshape(-1, 5),
             np.array(sampled, np.int64),
+            np.zeros(len(sampled), np.int64),
         )
         return Pass(step, len(sampled))
 

@@ -1,6 +1,6 @@
 """A decoder as a program for the CPU's kernels: the same layers as `decoder.py`, every operation over all tokens.
 
-    embed, per layer [qkv, heads, attention, o, finish, gate_up, gate, down, finish], gather, head, [cap]
+    embed, per layer [qkv, heads, attention, o, finish, gate_up, gate, down, finish], gather, head, [cap], choose
 
 Numbers between operations are fp32 whatever the weights are, so narrow weights lose nothing that they had. What the
 program reads and writes is addressed once, when it is made: weights, cache, pool and a workspace for PASS_TOKENS
@@ -14,8 +14,9 @@ import torch
 
 from kernels.cpu import records as c
 from kernels.cpu.attention import scratch_bytes, tile_tokens, weaves
-from kernels.cpu.executing import execute
+from kernels.cpu.executing import execute, prepare
 from kernels.cpu.team import Team
+from kernels.cpu.vectors import MARKERS
 from runtime.batch import Row
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.cpu_step import PASS_TOKENS, Pass, PassBuilder
@@ -23,9 +24,7 @@ from runtime.layers.kv_cache import KVCache
 from runtime.layers.linear import LoraLinear
 from runtime.layers.rotary import Rotations
 from runtime.models.decoder import Decoder, DecoderLayer
-
-MARKERS: Final = {torch.bfloat16: np.uint16(0), torch.float16: np.int16(0), torch.float32: np.float32(0)}
-"""How the kernels call the weights' type (`kernels/cpu/vectors.py`)."""
+from runtime.sampler import Logits
 
 _LINE: Final = 64  # bytes: a cache line, and a vector of AVX-512
 
@@ -57,22 +56,23 @@ class CpuProgram:
         self._scratch = _Rows(threads, max(scratch // 4, pool.num_rows))
         self._kept: list[torch.Tensor] = []
         self._program = c.program(self._operations())
-        self._marker = MARKERS[decoder.head.dtype]
+        self._marker = MARKERS[str(decoder.head.dtype).removeprefix("torch.")]
+        prepare(self._marker)
         self._passes = PassBuilder(pool, cache.block_tokens, tile_tokens(*heads))
         self._team = Team(threads)
 
-    def logits(self, rows: tuple[Row, ...]) -> torch.Tensor:
-        """[rows with `samples`, vocab] fp32; writes the step's keys and values. Rows have been checked.
+    def forward(self, rows: tuple[Row, ...]) -> Logits:
+        """In fp32; writes the step's keys and values. Rows have been checked.
 
         Raises RunnerMisused for a slot that is not READY.
         """
         sampled = sum(row.samples for row in rows)
         logits = torch.empty((sampled, self._decoder.config.vocab_size), dtype=torch.float32)
-        done = 0
+        best: list[int] = []
         for one in self._passes.build(rows):
-            self._run(one, logits.data_ptr() + done * logits.stride(0) * 4)
-            done += one.num_sampled
-        return logits
+            self._run(one, logits.data_ptr() + len(best) * logits.stride(0) * 4)
+            best += one.step.best.tolist()
+        return Logits(logits, best)
 
     def close(self) -> None:
         """Ends the team."""
@@ -124,7 +124,7 @@ class CpuProgram:
         ]
         if config.logits_softcap is not None:
             operations.append(({c.KIND: c.CAP, **logits}, {c.SOFT_CAP: config.logits_softcap}))
-        return operations
+        return [*operations, ({c.KIND: c.CHOOSE, **logits}, {})]
 
     def _layer(self, index: int, layer: DecoderLayer, following: torch.Tensor | None) -> list[Operation]:
         """`following`: the norm of the next layer's input; None for the last one."""

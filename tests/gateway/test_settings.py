@@ -68,7 +68,10 @@ def test_a_file_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytes
         ("[server]\nport = 'x'", r"server\.port = 'x': not allowed; it must be a whole number"),
         ("[server]\nprot = 1", r"server\.prot: unknown key; allowed here: host, port.*\(in .*lorikeet\.toml\)"),
         ("[sever]\nport = 1", r"^sever: unknown key; allowed here: data_dir"),
-        ("[runtime]\ndtype = 'int8'", r"runtime\.dtype = 'int8': not allowed; it must be one of 'float32', 'bfloat16'"),
+        (
+            "[runtime]\ndtype = 'int8'",
+            r"runtime\.dtype = 'int8': not allowed; it must be one of 'auto', 'float32', 'bfloat16'",
+        ),
         ("[runtime]\nkv_bytes = 0", r"runtime\.kv_bytes = 0: not allowed; it must be a whole number >= 1"),
         (
             "[runtime]\nmemory = 1",

@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import ConfigInvalid, ModelInvalid
 from runtime.layers.cpu_step import PASS_TOKENS
-from runtime.memory_plan import ITEM_BYTES, LEAST_STEP_TOKENS, DType, Limits, Needs, in_words, needs_of, share_out
-from runtime.model_size import ModelSize
+from runtime.memory_plan import ITEM_BYTES, LEAST_STEP_TOKENS, Limits, Needs, in_words, needs_of, share_out
+from runtime.model_size import DType, ModelSize
 from runtime.model_types import MODEL_TYPES
 from runtime.models.families import FAMILIES
 from runtime.runner import DTYPES, TorchRunner
@@ -82,6 +83,17 @@ def test_a_shorter_longest_sequence_needs_less() -> None:
 def test_the_numbers_of_the_layers_are_the_ones_here(dtype: DType) -> None:
     assert LEAST_STEP_TOKENS == PASS_TOKENS
     assert ITEM_BYTES[dtype] == DTYPES[dtype].itemsize
+
+
+@pytest.mark.parametrize("dtype", ITEM_BYTES)
+def test_auto_is_what_most_of_the_files_have(dtype: DType, tmp_path: Path) -> None:
+    model = make_base("llama-gqa", tmp_path).to(DTYPES[dtype])
+    model.get_output_embeddings().to(torch.float32 if dtype == "bfloat16" else torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    size = ModelSize.from_folder(tmp_path)
+    assert size.dtype == dtype
+    auto, stated = (needs_of(size, replace(LIMITS, dtype=name)) for name in ("auto", dtype))
+    assert auto == stated
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runtime.batch import BASE_SLOT, Row
 from runtime.errors import LogitsInvalid
 from runtime.protocol import SamplingParams
-from runtime.sampler import sample, uniform
+from runtime.sampler import Logits, sample, uniform
 
 
 def row(
@@ -32,7 +32,7 @@ def logits_of(*probabilities: float) -> torch.Tensor:
 
 def frequencies(logits: torch.Tensor, sampling: SamplingParams, draws: int = 1500) -> dict[int, float]:
     rows = [row(sampling, seed=seed) for seed in range(draws)]
-    counts = Counter(sample(logits.expand(draws, -1), rows))
+    counts = Counter(sample(Logits(logits.expand(draws, -1)), rows))
     return {token: count / draws for token, count in sorted(counts.items())}
 
 
@@ -70,7 +70,7 @@ def test_a_draw_of_zero_takes_the_first_word_that_has_probability(monkeypatch: p
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
     for draw, token in ((0.0, 1), (0.5, 2), (1 - 2.0**-53, 2), (1.0, 2)):  # 1.0: what rounding may make of the product
         monkeypatch.setattr("runtime.sampler.uniform", lambda _seed, _position, draw=draw: draw)
-        assert sample(logits, [row(SamplingParams(temperature=1.0))]) == [token]
+        assert sample(Logits(logits), [row(SamplingParams(temperature=1.0))]) == [token]
 
 
 def test_all_words_that_tie_at_the_edge_are_kept() -> None:
@@ -85,7 +85,7 @@ def test_penalties() -> None:
 
     def greedy(**penalties: Any) -> int:
         params = SamplingParams(temperature=0.0, **penalties)
-        return sample(logits.clone(), [row(params, history=history, prompt_tokens=1)])[0]
+        return sample(Logits(logits.clone()), [row(params, history=history, prompt_tokens=1)])[0]
 
     assert greedy() == 2
     assert greedy(repetition_penalty=3.9) == 2  # 4 / 3.9 > 1
@@ -96,7 +96,7 @@ def test_penalties() -> None:
     assert greedy(frequency_penalty=-4.1, presence_penalty=9.0) == 2  # 3: 4 + 8.2 - 9 = 3.2
     assert greedy(repetition_penalty=0.5) == 2  # below 1 it rewards: 8, 8, -2
     lower = torch.tensor([[-3.5, -3.0, -9.0, -9.0, -2.0]])
-    assert sample(lower, [row(SamplingParams(temperature=0.0, repetition_penalty=1.6), history=history)]) == [1]
+    assert sample(Logits(lower), [row(SamplingParams(temperature=0.0, repetition_penalty=1.6), history=history)]) == [1]
     assert greedy(repetition_penalty=0.0) == 2  # the public range starts at 0; nothing becomes infinite
 
 
@@ -105,7 +105,7 @@ def test_penalties_of_one_row_stay_in_that_row() -> None:
     plain, punished = SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, repetition_penalty=9.0)
     before = logits.clone()
     rows = [row(plain, history=(2,)), row(punished, history=(2,)), row(plain, history=(2,))]
-    assert sample(logits, rows) == [2, 1, 2]
+    assert sample(Logits(logits), rows) == [2, 1, 2]
     assert torch.equal(logits, before)
 
 
@@ -125,21 +125,21 @@ def test_a_draw_does_not_depend_on_the_batch(jobs: list[tuple[SamplingParams, in
     generator = torch.Generator().manual_seed(len(jobs))
     logits = torch.randn(len(jobs), 40, generator=generator) * 3
     rows = [row(sampling, seed=seed, history=(3, 9, 9, 1)) for sampling, seed in jobs]
-    alone = [sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(jobs))]
+    alone = [sample(Logits(logits[i : i + 1]), [rows[i]])[0] for i in range(len(jobs))]
     indices = list(range(len(jobs)))
     order.shuffle(indices)  # type: ignore[attr-defined]
-    together = sample(logits[indices], [rows[i] for i in indices])
+    together = sample(Logits(logits[indices]), [rows[i] for i in indices])
     assert together == [alone[i] for i in indices]
 
 
 def test_seed_and_position_both_matter() -> None:
     logits, sampling = torch.zeros(1, 1000), SamplingParams(temperature=1.0)
     draws = {
-        (seed, length): sample(logits, [row(sampling, seed=seed, history=(0,) * length)])[0]
+        (seed, length): sample(Logits(logits), [row(sampling, seed=seed, history=(0,) * length)])[0]
         for seed, length in itertools.product(range(4), range(1, 5))
     }
     assert len(set(draws.values())) > 12
-    assert sample(logits, [row(sampling, seed=2, history=(7,) * 3)])[0] == draws[2, 3]
+    assert sample(Logits(logits), [row(sampling, seed=2, history=(7,) * 3)])[0] == draws[2, 3]
 
 
 def test_uniform_numbers_are_uniform() -> None:
@@ -157,11 +157,11 @@ def test_rows_that_are_not_finite_are_named(bad: float, temperature: float) -> N
     logits[2] = -torch.inf
     rows = [row(SamplingParams(temperature=temperature), ident=ident) for ident in (10, 20, 30)]
     with pytest.raises(LogitsInvalid) as caught:
-        sample(logits, rows)
+        sample(Logits(logits), rows)
     assert caught.value.sequence_ids == (20, 30)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_dtype_of_logits_is_sampled(dtype: torch.dtype) -> None:
     logits = torch.tensor([[1.0, 5.0, 2.0]], dtype=dtype)
-    assert sample(logits, [row(SamplingParams(temperature=0.0))]) == [1]
+    assert sample(Logits(logits), [row(SamplingParams(temperature=0.0))]) == [1]

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 
 from runtime.batch import BASE_SLOT, Row
 from runtime.protocol import SamplingParams
-from runtime.sampler import distribution, sample
+from runtime.sampler import Logits, distribution, sample
 from runtime.shortlist import Shortlist, shortlist
 
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def found(logits: list[float], wanted: SamplingParams, history: tuple[int, ...],
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("runtime.sampler.distribution", catch)
         patch.setattr("runtime.sampler.shortlist", undecided)
-        (token,) = sample(torch.tensor([logits]), [row(wanted, history=history, prompt_tokens=prompt_tokens)])
+        (token,) = sample(Logits(torch.tensor([logits])), [row(wanted, history=history, prompt_tokens=prompt_tokens)])
     weights = caught[0][0].double()
     assert weights[token] > 0
     assert not weights[len(logits) :].any()
@@ -176,7 +176,7 @@ def test_draws_pass_a_chi_square_test(wanted: SamplingParams) -> None:
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3))
     shares = expected(logits.tolist(), wanted, (0, 1), 1)
     rows = [row(wanted, seed=seed) for seed in range(draws)]
-    counts = Counter(sample(logits.expand(draws, -1), rows))
+    counts = Counter(sample(Logits(logits.expand(draws, -1)), rows))
     assert all(shares[token] > 0 for token in counts)
     words = [token for token in range(VOCAB) if shares[token] * draws >= 5]
     statistic = sum((counts[token] - draws * shares[token]) ** 2 / (draws * shares[token]) for token in words)
@@ -193,8 +193,8 @@ def test_a_bias_forces_and_bans_greedy_or_not() -> None:
             row(SamplingParams(temperature=temperature, logit_bias=bias), history=(0,))
             for bias in (((2, 100.0),), ((0, -100.0), (2, -100.0)), ())
         ]
-        assert sample(logits, rows)[:2] == [2, 1]
-        assert temperature or sample(logits, rows)[2] == 0
+        assert sample(Logits(logits), rows)[:2] == [2, 1]
+        assert temperature or sample(Logits(logits), rows)[2] == 0
     assert torch.equal(logits[0], torch.tensor([9.0, 1.0, 0.0]))
 
 
@@ -203,7 +203,7 @@ def test_a_filter_of_one_row_stays_in_that_row() -> None:
     logits[:, 7] = 2.0
     wanted = SamplingParams(temperature=1.0)
     narrow = SamplingParams(temperature=1.0, min_p=1.0)
-    seen = {tuple(sample(logits, [row(wanted, seed=seed), row(narrow, seed=seed)])) for seed in range(200)}
+    seen = {tuple(sample(Logits(logits), [row(wanted, seed=seed), row(narrow, seed=seed)])) for seed in range(200)}
     assert {pair[1] for pair in seen} == {7}
     assert len({pair[0] for pair in seen}) > 10
 
@@ -230,7 +230,7 @@ def test_a_large_vocabulary_is_cut_as_if_it_were_sorted(spread: float, mass: flo
 def test_rows_that_are_cut_and_rows_that_are_not_come_back_in_their_order() -> None:
     wishes = [SamplingParams(temperature=t, top_k=k) for t in (0.0, 1.0) for k in (0, 1, 0, 1)] * 3
     logits = torch.eye(len(wishes), VOCAB + 1) * 50
-    assert sample(logits, [row(wish) for wish in wishes]) == [min(i, VOCAB + 1) for i in range(len(wishes))]
+    assert sample(Logits(logits), [row(wish) for wish in wishes]) == [min(i, VOCAB + 1) for i in range(len(wishes))]
 
 
 @pytest.mark.parametrize("mass", [0.3, 0.55, 0.7, 0.9])

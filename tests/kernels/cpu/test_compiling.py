@@ -1,0 +1,76 @@
+"""Where compiled kernels are kept, and what happens where they cannot be, or where there is no Numba."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.cpu import compiling
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package and a home of our own; what was found before is forgotten."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "kernel.py").write_text("one")
+    monkeypatch.setattr(compiling, "_HERE", folder)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    compiling.code_folder.cache_clear()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def forget() -> object:
+    yield
+    compiling.code_folder.cache_clear()
+
+
+def test_a_changed_kernel_has_another_folder_and_the_old_one_goes(package: Path) -> None:
+    first = compiling.code_folder()
+    assert first is not None
+    assert first.parent == package / "__pycache__"
+    assert first.stat().st_mode & 0o777 == 0o700
+    other = package / "__pycache__" / "kernels-cpython-399-ff"
+    other.mkdir()
+    (package / "kernel.py").write_text("two")
+    compiling.code_folder.cache_clear()
+    second = compiling.code_folder()
+    assert second is not None
+    assert second != first
+    assert not first.exists()
+    assert other.exists()  # another Python's
+
+
+def test_the_users_cache_stands_in(package: Path) -> None:
+    (package / "__pycache__").write_text("not a folder")
+    found = compiling.code_folder()
+    assert found is not None
+    assert found.parent == package.parent / "home" / ".cache" / "lorikeet"
+
+
+def test_somebody_elses_folder_is_not_trusted(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is code."""
+    monkeypatch.setattr("kernels.cpu.compiling.os.getuid", lambda: 4_000_000)
+    assert compiling.code_folder() is None
+
+
+def test_nowhere_to_keep_it(package: Path) -> None:
+    (package / "__pycache__").write_text("")
+    (package.parent / "home").write_text("")
+    assert compiling.code_folder() is None
+    assert not compiling.has_code()
+
+
+def test_without_numba_the_command_says_so() -> None:
+    blocked = "import sys; sys.modules['numba'] = None; from kernels.cpu import compiling, __main__ as m; "
+    code = blocked + "compiling.available = False; m.main(); import runtime.runner"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Numba is not installed" in done.stdout
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    done = subprocess.run([sys.executable, "-m", "kernels.cpu", "int8"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "there are bfloat16, float16, float32" in done.stderr
