@@ -12,6 +12,10 @@ Rank-exact like the shrink, and like it two kernels, both over tiles x blocks of
 per tile and every y once. *Tiles of one token* multiply in fp32. *Tiles of 16* use tensor cores, for which the scaled h
 is rounded to the weights' dtype; a tile has 16 rows and no more, because on Hopper a larger one would become
 instructions that have been miscompiled with an operand in registers, as h is.
+
+The chain of waits decides at small steps, not the bytes: a program asks for y and b before it needs them. With `early`
+(sm_90, off unless it was measured to help) it is even launched while the shrink still runs, and waits for it only
+before it reads h, so that the weights are on their way by then.
 """
 
 from collections.abc import Sequence
@@ -27,12 +31,13 @@ MAX_SLICES: Final = 3
 
 
 class ExpandPlan(NamedTuple):
-    """How one launch is cut."""
+    """How one launch is cut. early: 1 launches it while the kernel before it runs, which must be the shrink."""
 
     column_block: int
     rank_block: int
     num_warps: int
     num_stages: int
+    early: int = 0
 
 
 def lora_expand_reference(
@@ -69,11 +74,21 @@ def _columns(block: Number, WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: con
 
 
 @jit
+def _added_planes(h: Pointer, known: Number, PLANES: constexpr, MAX_RANK: constexpr) -> Any:
+    """The sum of a place's planes, in order."""
+    total = tl.load(h, mask=known, other=0.0)
+    for plane in tl.static_range(1, PLANES):
+        total += tl.load(h + plane * MAX_RANK, mask=known, other=0.0)
+    return total
+
+
+@jit
 def _expand_rows_kernel(
     h: Pointer, b: Pointer, scaling: Pointer, y: Pointer, tiles: Pointer,
     b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number,
     WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: constexpr, SLICES: constexpr, PLANES: constexpr,
     MAX_RANK: constexpr, FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr,
+    EARLY: constexpr,
 ) -> None:  # fmt: skip
     tile = tl.program_id(0)
     token = tl.load(tiles + tile).to(tl.int64)
@@ -96,14 +111,16 @@ def _expand_rows_kernel(
     sums = tl.zeros((RANK_BLOCK, COLUMN_BLOCK), tl.float32)
     for first in range(0, rank, RANK_BLOCK):
         rows = first + tl.arange(0, RANK_BLOCK)
-        scaled = tl.zeros((RANK_BLOCK,), tl.float32)
-        for plane in tl.static_range(PLANES):
-            scaled += tl.load(h + plane * MAX_RANK + rows, mask=rows < rank, other=0.0)
+        if not EARLY:
+            scaled = _added_planes(h + rows, rows < rank, PLANES, MAX_RANK)
         b_rows = b + rows.to(tl.int64)[:, None] * b_stride + columns[None, :]
         if WHOLE:
             b_part = tl.load(b_rows, mask=(rows < rank)[:, None], other=0.0)
         else:
             b_part = tl.load(b_rows, mask=(rows < rank)[:, None] & inside[None, :], other=0.0)
+        if EARLY:
+            tl.extra.cuda.gdc_wait()
+            scaled = _added_planes(h + rows, rows < rank, PLANES, MAX_RANK)
         sums += (scaled * factor)[:, None] * b_part.to(tl.float32)
     total = (before.to(tl.float32) + tl.sum(sums, 0)).to(before.dtype)
     if WHOLE:
@@ -118,7 +135,7 @@ def _expand_tiles_kernel(
     b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number,
     WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: constexpr, SLICES: constexpr, PLANES: constexpr,
     MAX_RANK: constexpr, FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr,
-    ROWS: constexpr,
+    EARLY: constexpr, ROWS: constexpr,
 ) -> None:  # fmt: skip
     tile = tl.program_id(0)
     first_token = tl.load(tiles + tile)
@@ -144,14 +161,16 @@ def _expand_tiles_kernel(
     for first in range(0, rank, RANK_BLOCK):
         rows = first + tl.arange(0, RANK_BLOCK)
         known = (lines < count)[:, None] & (rows < rank)[None, :]
-        scaled = tl.zeros((ROWS, RANK_BLOCK), tl.float32)
-        for plane in tl.static_range(PLANES):
-            scaled += tl.load(h_rows + (plane * MAX_RANK + rows)[None, :], mask=known, other=0.0)
+        if not EARLY:
+            scaled = _added_planes(h_rows + rows[None, :], known, PLANES, MAX_RANK)
         b_rows = b + rows.to(tl.int64)[:, None] * b_stride + columns[None, :]
         if WHOLE:
             b_part = tl.load(b_rows, mask=(rows < rank)[:, None], other=0.0)
         else:
             b_part = tl.load(b_rows, mask=(rows < rank)[:, None] & inside[None, :], other=0.0)
+        if EARLY:
+            tl.extra.cuda.gdc_wait()
+            scaled = _added_planes(h_rows + rows[None, :], known, PLANES, MAX_RANK)
         sums = tl.dot((scaled * factor).to(b_part.dtype), b_part, sums, input_precision="ieee")
     tl.store(y_rows, (before.to(tl.float32) + sums).to(before.dtype), mask=touched)
 
@@ -201,7 +220,7 @@ def lora_expand(
         kernel[(segments.num_tiles, sum(cdiv(width, plan.column_block) for width in slices))](
             h, b, scaling, y, segments.words, b.stride(0), scaling.stride(0), y.stride(0), segments.words.stride(0),
             **_constants(plan, slices, h.shape[2], h.shape[3], segments.tile_rows, first_slice),
-            num_warps=plan.num_warps, num_stages=plan.num_stages,
+            num_warps=plan.num_warps, num_stages=plan.num_stages, launch_pdl=bool(plan.early),
         )  # fmt: skip
 
 
@@ -211,7 +230,7 @@ def _constants(
     widths = [*slices, 0, 0][:MAX_SLICES]
     constants: dict[str, int | bool] = {f"WIDTH_{index}": width for index, width in enumerate(widths)}
     constants |= {"SLICES": len(slices), "PLANES": planes, "MAX_RANK": max_rank, "FIRST_SLICE": first_slice}
-    constants |= {"COLUMN_BLOCK": plan.column_block, "RANK_BLOCK": plan.rank_block}
+    constants |= {"COLUMN_BLOCK": plan.column_block, "RANK_BLOCK": plan.rank_block, "EARLY": plan.early}
     constants["WHOLE"] = all(width % plan.column_block == 0 for width in slices)
     return constants if tile_rows == 1 else {**constants, "ROWS": tile_rows}
 
@@ -244,11 +263,16 @@ def _check(
 def compile_cases() -> tuple[CompileCase, ...]:
     """Llama-2-7B's groups in bf16 at small and large steps, grouped-query widths, and widths that fit nothing."""
     cases = []
-    for slices, planes, tiles in (((4096,) * 3, 8, 1), ((11008,) * 2, 4, 32), ((4096, 1024, 1024), 1, 64),
-                                  ((4096,), 1, 4), ((130, 31, 7), 1, 16)):  # fmt: skip
+    for slices, planes, tiles, early in (
+        ((4096,) * 3, 8, 1, 0),
+        ((11008,) * 2, 4, 32, 1),
+        ((4096, 1024, 1024), 1, 64, 0),
+        ((4096,), 1, 4, 1),
+        ((130, 31, 7), 1, 16, 0),
+    ):
         for tile_rows in (1, TILE_ROWS):
             segments = DeviceSegments(torch.empty((6, tiles), dtype=torch.int32), tiles, tile_rows, tiles, 64)
-            plan = default_plan(segments)
+            plan = default_plan(segments)._replace(early=early)
             strides = {"b_stride", "y_stride"} if sum(slices) % 16 == 0 else set()
             cases.append(
                 CompileCase(
@@ -265,6 +289,7 @@ def compile_cases() -> tuple[CompileCase, ...]:
                     plan.num_stages,
                     frozenset(strides),
                     "none" if tile_rows == 1 else "mma",
+                    (90,) if early else (80, 90),
                 )
             )
     return tuple(cases)

@@ -33,7 +33,8 @@ _PROGRAMS: Final = 512
 
 
 class ShrinkPlan(NamedTuple):
-    """How one launch is cut; `workers` programs share the rank rows of a tile and slice."""
+    """How one launch is cut; `workers` programs share the rank rows of a tile and slice. early: 1 lets an expand that
+    is launched early (see there) begin while this one runs; for sm_90 and later."""
 
     rank_block: int
     in_block: int
@@ -41,6 +42,7 @@ class ShrinkPlan(NamedTuple):
     workers: int
     num_warps: int
     num_stages: int
+    early: int = 0
 
 
 def lora_shrink_reference(
@@ -58,8 +60,10 @@ def _shrink_rows_kernel(
     x: Pointer, a: Pointer, h: Pointer, tiles: Pointer,
     x_stride: Number, a_slice_stride: Number, a_row_stride: Number, capacity: Number,
     IN: constexpr, SLICES: constexpr, MAX_RANK: constexpr, FIRST_SLICE: constexpr,
-    RANK_BLOCK: constexpr, IN_BLOCK: constexpr,
+    RANK_BLOCK: constexpr, IN_BLOCK: constexpr, EARLY: constexpr,
 ) -> None:  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     tile, worker, slice_ = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(tiles + tile)
     offset = tl.load(tiles + 3 * capacity + tile)
@@ -94,8 +98,10 @@ def _shrink_tiles_kernel(
     x: Pointer, a: Pointer, h: Pointer, tiles: Pointer,
     x_stride: Number, a_slice_stride: Number, a_row_stride: Number, capacity: Number,
     IN: constexpr, SLICES: constexpr, MAX_RANK: constexpr, FIRST_SLICE: constexpr,
-    RANK_BLOCK: constexpr, IN_BLOCK: constexpr, PLANES: constexpr, STEPS: constexpr, ROWS: constexpr,
+    RANK_BLOCK: constexpr, IN_BLOCK: constexpr, EARLY: constexpr, PLANES: constexpr, STEPS: constexpr, ROWS: constexpr,
 ) -> None:  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     tile, worker, slice_ = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first = tl.load(tiles + tile)
     count = tl.load(tiles + capacity + tile)
@@ -192,7 +198,7 @@ def _constants(
     plan: ShrinkPlan, in_features: int, slices: int, max_rank: int, tile_rows: int, first_slice: int
 ) -> dict[str, int]:
     constants = {"IN": in_features, "SLICES": slices, "MAX_RANK": max_rank, "FIRST_SLICE": first_slice}
-    constants |= {"RANK_BLOCK": plan.rank_block, "IN_BLOCK": plan.in_block}
+    constants |= {"RANK_BLOCK": plan.rank_block, "IN_BLOCK": plan.in_block, "EARLY": plan.early}
     if tile_rows > 1:
         steps = cdiv(in_features, plan.planes * plan.in_block)
         constants |= {"PLANES": plan.planes, "STEPS": steps, "ROWS": tile_rows}
@@ -211,12 +217,17 @@ def _check(x: torch.Tensor, a: torch.Tensor, segments: Segments | DeviceSegments
 
 
 def compile_cases() -> tuple[CompileCase, ...]:
-    """Llama-2-7B's groups in bf16 at small and large steps, and a width that is no multiple of anything."""
+    """Llama-2-7B's groups in bf16 at small and large steps, pools beyond 2^31 elements, a width that fits nothing."""
     cases = []
-    for in_features, slices, tiles in ((4096, 3, 1), (4096, 2, 32), (11008, 1, 4), (2049, 2, 16)):
+    for in_features, slices, tiles, slice_stride, early in (
+        (4096, 3, 1, "i32", 0),
+        (4096, 2, 32, "i64", 0),
+        (11008, 1, 4, "i32", 1),
+        (2049, 2, 16, "i32", 0),
+    ):
         for tile_rows in (1, TILE_ROWS):
             segments = DeviceSegments(torch.empty((6, tiles), dtype=torch.int32), tiles, tile_rows, tiles, 64)
-            plan = default_plan(segments, slices)
+            plan = default_plan(segments, slices)._replace(early=early)
             strides = {"x_stride", "a_slice_stride", "a_row_stride"} if in_features % 16 == 0 else set()
             cases.append(
                 CompileCase(
@@ -227,13 +238,14 @@ def compile_cases() -> tuple[CompileCase, ...]:
                         "h": pointer(torch.float32),
                         "tiles": pointer(torch.int32),
                         **dict.fromkeys(("x_stride", "a_row_stride", "capacity"), "i32"),
-                        "a_slice_stride": "i64",
+                        "a_slice_stride": slice_stride,
                     },
                     _constants(plan, in_features, slices, 64, tile_rows, 0),
                     plan.num_warps,
                     plan.num_stages,
                     frozenset(strides),
                     "none" if tile_rows == 1 else "mma",
+                    (90,) if early else (80, 90),
                 )
             )
     return tuple(cases)

@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.triton_jit import next_power_of_2
+
 BASE_SLOT = -1
 ALL_SLICES: Final = -1
 TILE_ROWS: Final = 16
@@ -230,10 +232,19 @@ class SegmentBuffers:
         """The buffer's size in int32."""
         return TILE_WORDS * self.capacity
 
-    @property
-    def static(self) -> DeviceSegments:
-        """For capturing a graph: as many programs as any step needs."""
-        return DeviceSegments(self._tiles, self.capacity, self.tile_rows, self.max_tokens, self.max_rank)
+    def static(self, num_tiles: int | None = None) -> DeviceSegments:
+        """For capturing a graph of `max_tokens` tokens that serves steps of up to so many tiles, by default of any.
+
+        Every tile starts programs in every launch, also those that are not there in a step. So graphs are best
+        captured by `tile_bucket` too: a step with two adapters should not pay for sixty.
+        """
+        if num_tiles is not None and not 0 < num_tiles <= self.capacity:
+            raise ValueError(f"segments: {num_tiles} tiles, room for {self.capacity}")
+        return DeviceSegments(self._tiles, num_tiles or self.capacity, self.tile_rows, self.max_tokens, self.max_rank)
+
+    def tile_bucket(self, num_tiles: int) -> int:
+        """The next power of two, within the capacity."""
+        return min(self.capacity, next_power_of_2(num_tiles))
 
     def fill(self, words: npt.NDArray[np.int32], segments: Segments) -> int:
         """Writes the step's tiles into host memory of `num_words`; returns how many. Raises ValueError."""

@@ -142,6 +142,8 @@ def search(
         at_shrink = shrink_place(pair.segments, len(slices), in_features)
         at_expand = expand_place(pair.segments, slices)
         shrink_values, expand_values = SEARCH[tile_rows]
+        if device.type == "cuda" and torch.cuda.get_device_capability() >= (9, 0):
+            shrink, expand = _early_or_not(pair, shrink, expand, arguments.repeats)
         if key_of("lora_shrink", at_shrink) not in known and time.monotonic() < end:
             time_of_shrink = functools.partial(pair.timed, arguments.repeats, expand=expand)
             shrink = better(shrink, shrink_values, time_of_shrink, end)
@@ -150,6 +152,13 @@ def search(
             time_of_expand = functools.partial(pair.timed, arguments.repeats, shrink)
             expand = better(expand, expand_values, time_of_expand, end)
             yield "lora_expand", at_expand, expand._asdict()
+
+
+def _early_or_not(pair: Pair, shrink: ShrinkPlan, expand: ExpandPlan, repeats: int) -> tuple[ShrinkPlan, ExpandPlan]:
+    """The two fields that mean something together only."""
+    plans = [(shrink._replace(early=early), expand._replace(early=early)) for early in (0, 1)]
+    late, early = (pair.timed(repeats, *plan) for plan in plans)
+    return plans[early < NOISE * late]
 
 
 def main(argv: Sequence[str] | None = None, groups: Mapping[str, tuple[int, tuple[int, ...]]] = GROUPS) -> None:

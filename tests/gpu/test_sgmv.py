@@ -9,6 +9,7 @@ import torch
 from kernels.lora_expand import lora_expand
 from kernels.lora_shrink import lora_shrink
 from kernels.segments import BASE_SLOT, TILE_ROWS, SlotRows, build_segments, tile_rows_for
+from tests.kernels.replay import captured
 from tests.kernels.sgmv_cases import (
     POPULARITIES,
     RANKS,
@@ -33,6 +34,8 @@ STEPS: list[list[tuple[int, int]]] = [
     [(0, 16), (2, 17)], [(slot, 3 + slot) for slot in range(6)], [(BASE_SLOT, 33)], [(4, 33)],
     [(BASE_SLOT, 30), (1, 1), (3, 1), (5, 1)],
 ]  # fmt: skip
+FEW, FEW_TILES = [[(0, 16), (2, 17)], [(BASE_SLOT, 31), (4, 2)]], 33
+EARLY, REPEATS = 1, 20
 QUEUED, LONG, POOL = 16, 3001, (11008, (1 << 31) // 11008 + 4096)
 
 
@@ -82,6 +85,25 @@ def _steps(*rows: list[tuple[int, int]]) -> list[Case]:
 @BOTH
 def test_a_graph_serves_fewer_and_more_adapters_than_it_was_captured_with(tile_rows: int) -> None:
     check_replays(_steps(*STEPS), tile_rows)
+
+
+@BOTH
+def test_a_graph_for_few_tiles(tile_rows: int) -> None:
+    check_replays(_steps(*(FEW * 2)), tile_rows, num_tiles=FEW_TILES)
+
+
+@BOTH
+def test_an_expand_that_is_launched_early_gives_the_same_bits(tile_rows: int) -> None:
+    """Where the card can: it overtakes nothing, over and over, alone and in a graph."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs sm_90")
+    for case in _steps(*STEPS):
+        segments = buffers_for(case, tile_rows).upload(case.segments)
+        wanted = run(case, segments, early=0)
+        replay = captured(lambda case=case, segments=segments: run(case, segments, early=EARLY), DEVICE.type)  # type: ignore[misc]
+        for _ in range(REPEATS):
+            assert torch.equal(run(case, segments, early=EARLY), wanted)
+            assert torch.equal(replay(), wanted)
 
 
 @BOTH

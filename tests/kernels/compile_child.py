@@ -1,7 +1,8 @@
 """Compiles kernels for devices that are not here. A process of its own, because the tests' process interprets.
 
 One line in: {"case": "module:name" (or "controls:name"), "arch": 90}. One line out: registers, stack, local, shared
-(bytes), and which tensor-core instructions the machine code holds; or {"error": sentence}.
+(bytes), which tensor-core instructions the machine code holds, and whether it waits for an earlier kernel or lets a
+later one start (early); or {"error": sentence}.
 """
 
 import json
@@ -49,7 +50,8 @@ def compiled(case: CompileCase, arch: int) -> dict[str, Any]:
     counts = {key.lower(): int(count) for key, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     # HMMA and friends are the synchronous form, HGMMA and friends the warp group's
     kinds = set(re.findall(r"\b[HIQBD](G?)MMA\b", code))
-    return {**counts, "shared": made.metadata.shared, "mma": "" in kinds, "wgmma": "G" in kinds}
+    early = re.search(r"\b(ACQBULK|PREEXIT)\b", code) is not None
+    return {**counts, "shared": made.metadata.shared, "mma": "" in kinds, "wgmma": "G" in kinds, "early": early}
 
 
 def _tool(name: str, *arguments: str) -> str:

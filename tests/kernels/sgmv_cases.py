@@ -8,8 +8,8 @@ from typing import Final
 
 import torch
 
-from kernels.lora_expand import lora_expand
-from kernels.lora_shrink import lora_shrink
+from kernels.lora_expand import expand_plan, lora_expand
+from kernels.lora_shrink import lora_shrink, shrink_plan
 from kernels.segments import BASE_SLOT, DeviceSegments, SegmentBuffers, Segments, SlotRows, build_segments
 from tests.kernels.padded import padded, padding_is_intact
 from tests.kernels.replay import captured
@@ -119,14 +119,21 @@ def buffers_for(case: Case, tile_rows: int, *, max_tokens: int = 0, max_slots: i
     )  # fmt: skip
 
 
-def run(case: Case, segments: DeviceSegments) -> torch.Tensor:
-    """The adapters added to a copy of y. What the kernels allocate starts as NaN, so that a gap in h shows."""
+def run(case: Case, segments: DeviceSegments, early: int | None = None) -> torch.Tensor:
+    """The adapters added to a copy of y. What the kernels allocate starts as NaN, so that a gap in h shows.
+
+    early: as in the plans, instead of theirs.
+    """
+    shrink = shrink_plan(segments, len(case.slices), case.x.shape[1])
+    expand = expand_plan(segments, case.slices)
+    if early is not None:
+        shrink, expand = shrink._replace(early=early), expand._replace(early=early)
     y = case.y.clone() if case.y.is_cuda else padded(case.y, gap=5)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        h = lora_shrink(case.x, case.a, segments)
-        lora_expand(h, case.b, case.scaling, case.slices, segments, y)
+        h = lora_shrink(case.x, case.a, segments, plan=shrink)
+        lora_expand(h, case.b, case.scaling, case.slices, segments, y, plan=expand)
     finally:
         torch.use_deterministic_algorithms(before)
     return y
@@ -158,19 +165,20 @@ def check_case(case: Case, tile_rows: int, tolerance: float) -> None:
         assert torch.equal(run(case, segments), found)
 
 
-def check_replays(steps: Sequence[Case], tile_rows: int) -> None:
+def check_replays(steps: Sequence[Case], tile_rows: int, num_tiles: int | None = None) -> None:
     """One captured graph gives the bits of an eager run for every step, whatever adapters the step has.
 
-    steps: cases of one pool and the same number of tokens; the graph is captured with the first.
+    steps: cases of one pool and the same number of tokens; the graph is captured with the first, for num_tiles.
     """
     first = steps[0]
     buffers = buffers_for(first, tile_rows)
+    static = buffers.static(num_tiles)
     x, y = first.x.clone(), first.y.clone()
     buffers.upload(first.segments)
 
     def launches() -> torch.Tensor:
-        h = lora_shrink(x, first.a, buffers.static)
-        lora_expand(h, first.b, first.scaling, first.slices, buffers.static, y)
+        h = lora_shrink(x, first.a, static)
+        lora_expand(h, first.b, first.scaling, first.slices, static, y)
         return y
 
     replay = captured(launches, x.device.type)
@@ -179,5 +187,5 @@ def check_replays(steps: Sequence[Case], tile_rows: int) -> None:
         x.copy_(step.x)
         y.copy_(step.y)
         replay()
-        assert torch.equal(y, run(step, buffers.static))
+        assert torch.equal(y, run(step, static))
         assert errors(y, expected(step))[0] <= 5e-3

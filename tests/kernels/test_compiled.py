@@ -65,6 +65,7 @@ def test_kernel_compiles_as_intended(compile_case: Compile, name: str, arch: int
     assert "error" not in found, found["error"]
     assert (found["stack"], found["local"]) == (0, 0), f"spills: {found}"
     assert found["shared"] <= SHARED_BYTES[arch]
+    assert found["early"] == bool(CASES[name].constants.get("EARLY"))
     assert found["wgmma"] == (meant == "wgmma" and arch == 90), found
     assert found["mma"] == (meant == "mma" or (meant == "wgmma" and arch == 80)), found
 

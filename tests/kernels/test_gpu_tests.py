@@ -33,6 +33,11 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> N
     toys = {name: (18, (16, 8, 8)[: len(slices)]) for name, (_, slices) in sgmv.SHAPES.items()}
     monkeypatch.setattr(sgmv, "SHAPES", toys)
     monkeypatch.setattr(sgmv, "STEPS", [[(0, 1), (2, 2)], [(0, 1), (1, 1), (3, 1)], [(-1, 3)], [(1, 3)]])
+    monkeypatch.setattr(sgmv, "FEW", [[(-1, 1), (2, 2)], [(0, 1), (1, 2)]])
+    monkeypatch.setattr(sgmv, "FEW_TILES", 3)
+    monkeypatch.setattr(sgmv, "EARLY", 0)
+    monkeypatch.setattr(sgmv, "REPEATS", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(sgmv, "QUEUED", 5)
     monkeypatch.setattr(sgmv, "LONG", 36)
     monkeypatch.setattr(sgmv, "POOL", (8, 200))
@@ -46,6 +51,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> N
         lambda tile_rows: sgmv.test_all_ranks_in_one_step(torch.float16, tile_rows),
         lambda tile_rows: sgmv.test_odd_sizes("tiny", tile_rows),
         sgmv.test_a_graph_serves_fewer_and_more_adapters_than_it_was_captured_with,
+        sgmv.test_a_graph_for_few_tiles,
+        sgmv.test_an_expand_that_is_launched_early_gives_the_same_bits,
         sgmv.test_a_slot_is_used_again_by_a_smaller_rank,
         sgmv.test_the_last_slot_and_the_last_rows_beyond_2_31_elements,
     ],

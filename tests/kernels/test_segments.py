@@ -88,8 +88,19 @@ def test_an_upload_replaces_the_step_before_it() -> None:
         segments = build_segments(slots, counts, ROWS)
         step = buffers.upload(segments)
         assert step.num_tiles == len(list(segments.tiles(TILE_ROWS)))
-        assert list(step.host_tiles()) == list(buffers.static.host_tiles()) == list(segments.tiles(TILE_ROWS))
-        assert bool((buffers.static.words[:, step.num_tiles :] == NO_TILE).all())
+        assert list(step.host_tiles()) == list(buffers.static().host_tiles()) == list(segments.tiles(TILE_ROWS))
+        assert bool((buffers.static().words[:, step.num_tiles :] == NO_TILE).all())
+
+
+def test_a_graph_may_be_captured_for_fewer_tiles() -> None:
+    buffers = SegmentBuffers(12, 5, 64, 1, CPU)
+    assert [buffers.tile_bucket(count) for count in (1, 2, 3, 8, 9, 12)] == [1, 2, 4, 8, 12, 12]
+    step = buffers.upload(build_segments([0, 1], [2, 1], ROWS))
+    few = buffers.static(buffers.tile_bucket(step.num_tiles))
+    assert (few.num_tiles, list(few.host_tiles())) == (4, list(step.host_tiles()))
+    for wrong in (0, 13):
+        with pytest.raises(ValueError, match="room for"):
+            buffers.static(wrong)
 
 
 def test_words_may_be_a_part_of_the_callers_buffer() -> None:
@@ -99,7 +110,7 @@ def test_words_may_be_a_part_of_the_callers_buffer() -> None:
     segments = build_segments([0, 3], [2, 1], ROWS)
     assert lent.fill(words[6:].numpy(), segments) == 3
     own.upload(segments)
-    assert torch.equal(lent.static.words, own.static.words)
+    assert torch.equal(lent.static().words, own.static().words)
     with pytest.raises(ValueError, match="belong to the caller"):
         lent.upload(segments)
     with pytest.raises(ValueError, match="int32 words"):
@@ -110,7 +121,7 @@ def test_words_may_be_a_part_of_the_callers_buffer() -> None:
 def test_a_step_that_has_no_room_is_refused(slots: list[int], counts: list[int]) -> None:
     buffers = SegmentBuffers(8, 2, 32, TILE_ROWS, CPU)
     buffers.upload(build_segments([1], [8], ROWS))
-    before = buffers.static.words.clone()
+    before = buffers.static().words.clone()
     with pytest.raises(ValueError, match="room for"):
         buffers.upload(build_segments(slots, counts, ROWS))
-    assert torch.equal(buffers.static.words, before)
+    assert torch.equal(buffers.static().words, before)

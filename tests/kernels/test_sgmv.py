@@ -62,6 +62,15 @@ def test_the_reference_is_the_formula(
     assert torch.allclose(y.double(), expected(case), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1.5e-3)])
+def test_the_reference_in_half_precision(dtype: torch.dtype, tolerance: float) -> None:
+    case = make_case(CPU, dtype, 23, (16, 3, 5), [1, 8, 3, 16], [(BASE_SLOT, 2), (0, 1), (1, 3), (2, 1), (3, 4)])
+    y = case.y.clone()
+    lora_expand(lora_shrink(case.x, case.a, case.segments), case.b, case.scaling, case.slices, case.segments, y)
+    assert errors(y, expected(case))[0] <= tolerance
+    assert torch.equal(y[:2], case.y[:2])
+
+
 @pytest.mark.parametrize(("tile_rows", "dtype"), [(1, torch.float16), (16, torch.float16), (16, torch.float32)])
 @pytest.mark.parametrize("kind", POPULARITIES)
 def test_popularities(interpreter: InterpreterMemory, kind: str, dtype: torch.dtype, tile_rows: int) -> None:

@@ -18,14 +18,13 @@ class Ours:
         self._tile_rows = tile_rows
 
     def segments(self, problem: Problem) -> DeviceSegments:
-        """As a graph has them: with room for as many adapters as there are rows."""
+        """As in a graph: captured for the next power of two of tiles, whatever adapters come."""
         rank, rows = problem.point.rank, problem.point.rows
         owned = {slot: SlotRows(slot * rank, rank) for slot in range(len(problem.lengths))}
         segments = build_segments(range(len(owned)), problem.lengths, owned)
         tile_rows = self._tile_rows or tile_rows_for(segments)
         buffers = SegmentBuffers(rows, rows, rank, tile_rows, problem.device)
-        buffers.upload(segments)
-        return buffers.static
+        return buffers.static(buffers.tile_bucket(buffers.upload(segments).num_tiles))
 
     def operations(self, problem: Problem) -> Sequence[Operation]:
         """See `Peer`."""
