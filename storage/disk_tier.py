@@ -1,219 +1,318 @@
-"""The disk tier: whole packed files in one folder, within a byte budget; a restart finds them again.
+"""The disk tier: whole packed files in a folder, within a byte budget; a restart finds them again.
 
-    directory/.lock         held by the one process that counts this budget
-    directory/.incoming/    files in the making
-    directory/packed/<sha256 of the file>
-
-A name is a promise: the SHA-256 is checked while a file is written and again on every read, so a flipped bit is found
-before it is served. Unlinks and renames go through one thread in the order they were decided, so the removal of a
-victim cannot hit a newer file of the same name.
+A name is a promise: the SHA-256 of all bytes is checked while a file is written and again on every read, so a flipped
+bit is found before it is served. Several processes may share the folder (`packed_folder.py`): each counts what all of
+them have there, brings what no other is bringing, and evicts nothing that another holds. The order of eviction is each
+one's own. Changes run one at a time, in the order in which they were decided, so that the removal of a victim cannot
+hit a newer file of the same name.
 """
 
-import hashlib
+import asyncio
 import os
-import re
-import stat
-from collections.abc import AsyncIterable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from storage.errors import ObjectCorrupt, StorageUnavailable
-from storage.files import NewFile, disk_errors, sweep
-from storage.ledger import Ledger
-from storage.lock_file import LockFile
+from storage.buffers import Allocate, allocate
+from storage.errors import StorageUnavailable
+from storage.files import NewFile, disk_errors
+from storage.ledger import GIANTS_SHARE, Ledger
+from storage.packed_folder import Listing, PackedFolder
+from storage.policies import EvictionPolicy
 from storage.threads import Threads
+from storage.verified_read import READERS, Sums, chunk_sums, read_verified
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_STEP_BYTES: Final = 4 * 1024 * 1024
 _THREADS: Final = 4
-
-
-def is_digest(text: str) -> bool:
-    """Whether `text` is a SHA-256 in lower-case hex, the only thing that becomes a file name here."""
-    return _DIGEST.fullmatch(text) is not None
+_OTHERS: Final = "others"  # what other processes are writing just now; no digest
+_FIRST_WAIT_S: Final = 0.01
+_LONGEST_WAIT_S: Final = 0.5
 
 
 class DiskTier:
-    """Files are pinned by whoever reads them; `write` and `pin` give one pin, `unpin` takes it back."""
+    """Files are pinned by whoever reads or writes them; `pin` gives one pin, `unpin` takes it back."""
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.ledger = Ledger(max_bytes)
+    def __init__(
+        self,
+        directory: Path,
+        max_bytes: int,
+        *,
+        policy: EvictionPolicy | None = None,
+        giants_share: float = GIANTS_SHARE,
+        allocate: Allocate = allocate,
+    ) -> None:
+        self.ledger = Ledger(max_bytes, policy, giants_share)
         self.refused = 0  # files that found no room: all of it in use, or the disk is full or failing
         self.failures = 0  # removals that the system refused
+        self.quarantined = 0
         self._directory = directory
-        self._files = directory / "packed"
-        self._incoming = directory / ".incoming"
-        self._lock = LockFile(directory / ".lock")
+        self._folder = PackedFolder(directory)
+        self._allocate = allocate
+        self._turn = asyncio.Lock()
         self._threads = Threads(_THREADS, "adapter-disk")
         self._names = Threads(1, "adapter-names")
+        self._hashing = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-hash")
+        self._sizes: dict[str, int] = {}
+        self._writing: set[str] = set()
+        self._elsewhere: set[str] = set()  # pinned here because another process holds them
+        self._sums: dict[str, Sums] = {}
 
     async def open(self) -> None:
-        """Counts what an earlier run left, oldest use first, and removes what is no packed file.
-
-        Raises StorageUnavailable when another process uses the folder or it cannot be used, StorageFull.
-        """
-        try:
-            with disk_errors(f"adapter folder {self._directory}"):
-                found = await self._names.run(self._scan)
-        except BaseException:
-            self._lock.release()
-            raise
-        victims = []
-        for digest, size_bytes in found:
-            evicted = self.ledger.add(digest, size_bytes)
-            victims += [digest] if evicted is None else evicted  # None: larger than a budget that has shrunk
-            if evicted is not None:
-                self.ledger.unpin(digest)
-        await self._unlink(victims)
+        """Counts what is there, oldest use first. Raises StorageUnavailable, StorageFull."""
+        with disk_errors(f"adapter folder {self._directory}"):
+            await self._names.run(self._folder.open)
+            async with self._deciding(to_change=True):
+                pass
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self.ledger
+        return digest in self.ledger and digest not in self._writing and digest != _OTHERS
 
-    def pin(self, digest: str) -> bool:
-        """Keeps a file from eviction; False when there is none."""
-        if digest not in self.ledger:
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The files, as far as this process knows, in the order in which it came to know them."""
+        return tuple(digest for digest in self.ledger.keys if digest in self)
+
+    async def pin(self, digest: str) -> bool:
+        """Keeps a file from eviction by anybody; False when there is none."""
+        with suppress(OSError):
+            if digest not in self and await self._names.run(self._folder.changed):
+                async with self._deciding(to_change=False):
+                    pass
+        if digest not in self:
             return False
         self.ledger.pin(digest)
-        return True
+        kept = False
+        try:
+            kept = await self._names.run(self._folder.hold, digest)
+        finally:
+            if not kept:
+                await self.unpin(digest)
+        if not kept and digest in self and not self.ledger.pins(digest):
+            self._forget(digest)  # another process took it away
+        return kept
 
     async def unpin(self, digest: str) -> None:
         """One user fewer."""
-        if self.ledger.unpin(digest):
-            await self._unlink([digest])
+        if digest not in self.ledger:
+            return
+        doomed = self.ledger.unpin(digest)
+        if not self.ledger.pins(digest):
+            self._folder.let_go(digest)
+        if doomed:
+            await self._remove(digest)
 
     async def doom(self, digest: str) -> None:
-        """The file goes with its last user, or now if it has none."""
+        """The file goes with its last user here, or now if it has none."""
         if self.ledger.doom(digest):
-            await self._unlink([digest])
+            await self._remove(digest)
 
-    async def write(self, digest: str, size_bytes: int, data: AsyncIterable[bytes]) -> bool:
-        """Stores a stream of exactly `size_bytes` under its digest, pinned once.
-
-        False when the disk cannot take it; then the stream may have been read in part. Raises ObjectCorrupt when the
-        bytes have another digest, and whatever the stream raises; then nothing is kept.
-        """
-        victims = self.ledger.add(digest, size_bytes)
-        if victims is None:
-            self.refused += 1
-            return False
-        file, sha = NewFile(self._incoming), hashlib.sha256()
-        kept = False
+    async def begin(self, digest: str, size_bytes: int) -> "DiskWrite | None":
+        """A file in the making, whose room is taken. None when the disk cannot or should not take it."""
+        file, made, handed_over = self._folder.new_file(), False, False
         try:
-            await self._unlink(victims)
-            kept = await self._fill(file, digest, size_bytes, sha, data)
+            with suppress(OSError):
+                async with self._deciding(to_change=True):
+                    made = await self._make_room(digest, size_bytes) and await self._make(file, size_bytes)
+                handed_over = made  # only now: a cancellation may come when the folder is unlocked
         finally:
-            if not kept:
-                self.ledger.remove(digest)
-                failures = await self._names.run(self._give_up, file, digest)
-                self.failures += failures
-        self.refused += not kept
-        return kept
+            if not handed_over:
+                await self._give_up(file, digest)
+        self.refused += not handed_over
+        return DiskWrite(self, file, digest) if handed_over else None
 
     async def read(self, digest: str) -> memoryview:
-        """The whole file, verified. Raises ObjectCorrupt, StorageUnavailable; then the file should be dropped."""
+        """The whole file, which the caller has pinned, verified. Raises ObjectCorrupt, StorageUnavailable; then the
+        file should be dropped.
+        """
         with disk_errors(f"adapter {digest} on disk"):
             return await self._threads.run(self._read, digest, self.ledger.size(digest))
 
     async def drop(self, digest: str) -> None:
-        """Forgets and removes a file that turned out bad, in spite of its users."""
-        self.ledger.remove(digest)
-        await self._unlink([digest])
+        """Forgets a file that turned out bad, in spite of its users, and puts it aside for whoever looks into it."""
+        if digest in self.ledger:
+            self._forget(digest)
+        self.quarantined += 1
+        with suppress(OSError):
+            async with self._deciding(to_change=True):
+                self.failures += not await self._names.run(self._folder.put_aside, digest)
+
+    @asynccontextmanager
+    async def claim(self, digest: str) -> AsyncIterator[bool]:
+        """True while this process is the one that brings the file; False after another one has ended bringing it."""
+        waited, pause = False, _FIRST_WAIT_S
+        try:
+            while not await self._try_claim(digest):
+                waited = True
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_WAIT_S)
+            yield not waited
+        finally:
+            await self._names.run(self._folder.unclaim, digest)
 
     async def aclose(self) -> None:
-        """Ends the threads and lets the next process in. The files stay."""
+        """Ends the threads. The files stay."""
         await self._threads.aclose()
         await self._names.aclose()
-        self._lock.release()
+        await asyncio.to_thread(self._hashing.shutdown)
+        self._folder.close()
 
-    async def _fill(self, file: NewFile, digest: str, size_bytes: int, sha: Any, data: AsyncIterable[bytes]) -> bool:
-        try:
-            await self._threads.run(file.open, size_bytes)
-        except OSError:
-            return False
-        async for chunk in data:
+    @asynccontextmanager
+    async def _deciding(self, *, to_change: bool) -> AsyncIterator[None]:
+        """Alone with the folder, and with what it holds now. Raises OSError."""
+        async with self._turn:
             try:
-                await self._threads.run(_append, file, sha, chunk)
-            except OSError:
-                return False
-        if sha.hexdigest() != digest:
-            raise ObjectCorrupt(f"adapter {digest}: the object store gave bytes with digest {sha.hexdigest()}")
-        try:
-            await self._names.run(self._publish, file, digest)
-        except OSError:
+                listing = await self._names.run(self._folder.lock, to_change=to_change)
+                if listing is not None:
+                    await self._adopt(listing)
+                yield
+            finally:
+                await self._names.run(self._folder.unlock)
+
+    async def _adopt(self, listing: Listing) -> None:
+        """Makes the ledger say what the folder holds."""
+        there = {digest for digest, _ in listing.files} | self._writing
+        for digest in [each for each in self.ledger.keys if each not in there and not self.ledger.pins(each)]:
+            self._forget(digest)
+        if _OTHERS in self.ledger:
+            self._forget(_OTHERS)
+        victims: list[str] = []
+        others = listing.incoming_bytes - sum(self._sizes[digest] for digest in self._writing)
+        if others > 0 and (evicted := self.ledger.add(_OTHERS, others)) is not None:
+            self._sizes[_OTHERS] = others
+            victims += evicted
+        for digest, size_bytes in listing.files:
+            if digest not in self.ledger:
+                evicted = self.ledger.add(digest, size_bytes)
+                self._sizes[digest] = size_bytes
+                victims += [digest] if evicted is None else evicted  # None: larger than a budget that has shrunk
+                if evicted is not None:
+                    self.ledger.unpin(digest)
+        await self._evict(victims)
+
+    async def _make_room(self, digest: str, size_bytes: int) -> bool:
+        """Under the folder's lock: takes the file's room in the ledger, and makes it on the disk."""
+        if digest in self.ledger:
             return False
+        for other in list(self._elsewhere):
+            if not await self._names.run(self._folder.is_held_elsewhere, other):
+                self._elsewhere.discard(other)
+                if other in self.ledger:
+                    self.ledger.unpin(other)
+        victims = self.ledger.add(digest, size_bytes, must=False)
+        if victims is None:
+            return False
+        self._sizes[digest] = size_bytes
+        self._writing.add(digest)
+        return await self._evict(victims)
+
+    async def _make(self, file: NewFile, size_bytes: int) -> bool:
+        """Raises OSError."""
+        await self._names.run(file.open, size_bytes)
         return True
 
-    async def _unlink(self, digests: list[str]) -> None:
-        if digests:
-            failures = await self._names.run(self._remove, digests)
-            self.failures += failures
+    async def _evict(self, victims: list[str]) -> bool:
+        """Removes what the ledger has given up. A file that another process holds stays and counts as in use: others
+        go for it. False when that leaves no room.
+        """
+        while victims:
+            stay = await self._names.run(self._folder.evict, victims)
+            for gone in set(victims) - set(stay):
+                self._sizes.pop(gone, None)
+                self._sums.pop(gone, None)
+            victims = []
+            for digest in stay:
+                evicted = self.ledger.add(digest, self._sizes[digest])
+                if evicted is None:
+                    self._folder.look_again()
+                    return False
+                self._elsewhere.add(digest)
+                victims += evicted
+        return True
 
-    def _scan(self) -> list[tuple[str, int]]:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._files.mkdir(mode=0o700, exist_ok=True)
-        holder = self._lock.acquire()
-        if holder is not None:
-            raise StorageUnavailable(
-                f"adapter folder {self._directory} is in use by process {holder or 'unknown'}; "
-                "stop that process, or give this one another folder"
-            )
-        sweep(self._incoming)
-        found = []
-        for entry in list(os.scandir(self._files)):
-            status = entry.stat(follow_symlinks=False)
-            if is_digest(entry.name) and stat.S_ISREG(status.st_mode) and status.st_size:
-                found.append((status.st_mtime_ns, entry.name, status.st_size))
-            elif not stat.S_ISDIR(status.st_mode):
-                os.unlink(entry.path)
-        return [(digest, size_bytes) for _, digest, size_bytes in sorted(found)]
-
-    def _publish(self, file: NewFile, digest: str) -> None:
-        folder = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    async def _give_up(self, file: NewFile, digest: str) -> None:
+        """Both names go, since a cancellation may come just after the rename."""
+        if digest in self._writing:
+            self._forget(digest)
+            self.failures += not await self._names.run(self._folder.remove, digest)
         try:
-            file.publish(digest, folder)
-        finally:
-            os.close(folder)
+            await self._names.run(file.discard)
+        except OSError:
+            self.failures += 1  # the next look sweeps it
 
     def _read(self, digest: str, size_bytes: int) -> memoryview:
-        fd = os.open(self._files / digest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != size_bytes:
-                raise ObjectCorrupt(f"adapter {digest} on disk has {status.st_size} bytes instead of {size_bytes}")
-            data, sha, filled = memoryview(bytearray(size_bytes)), hashlib.sha256(), 0
-            while filled < size_bytes:
-                step = os.preadv(fd, [data[filled : filled + _STEP_BYTES]], filled)
-                if not step:
-                    raise ObjectCorrupt(f"adapter {digest} on disk became shorter")
-                sha.update(data[filled : filled + step])
-                filled += step
-            if sha.hexdigest() != digest:
-                raise ObjectCorrupt(f"adapter {digest} on disk has digest {sha.hexdigest()}")
-            with suppress(OSError):
-                os.utime(fd)  # the order of use, for the next start; not worth a failed read
-        finally:
-            os.close(fd)
+        fd = self._folder.descriptor(digest)
+        if fd is None:
+            raise StorageUnavailable(f"adapter {digest} is not on disk any more")
+        data, self._sums[digest] = read_verified(
+            fd, size_bytes, digest, self._sums.get(digest), self._allocate, self._hashing
+        )
+        with suppress(OSError):
+            os.utime(fd)  # the order of use, for the next start; not worth a failed read
         return data
 
-    def _give_up(self, file: NewFile, digest: str) -> int:
-        """Both names, since a cancellation may come just after the rename."""
+    async def _remove(self, digest: str) -> None:
+        self._sizes.pop(digest, None)
+        self._sums.pop(digest, None)
+        self._folder.let_go(digest)
         try:
-            file.discard()
+            async with self._deciding(to_change=True):
+                self.failures += not await self._names.run(self._folder.remove, digest)
         except OSError:
-            return 1  # the next start sweeps it
-        return self._remove([digest])
+            self.failures += 1
 
-    def _remove(self, digests: list[str]) -> int:
-        failures = 0
-        for digest in digests:
-            try:
-                (self._files / digest).unlink(missing_ok=True)
-            except OSError:
-                failures += 1
-        return failures
+    def _forget(self, digest: str) -> None:
+        self.ledger.remove(digest)
+        self._writing.discard(digest)
+        self._elsewhere.discard(digest)
+        self._sizes.pop(digest, None)
+        self._sums.pop(digest, None)
+        self._folder.let_go(digest)
+
+    async def _try_claim(self, digest: str) -> bool:
+        try:
+            return await self._names.run(self._folder.claim, digest)
+        except OSError:
+            return True  # a disk that takes nothing: everybody brings it for himself
 
 
-def _append(file: NewFile, sha: Any, chunk: bytes) -> None:
-    sha.update(chunk)
-    file.write(chunk)
+class DiskWrite:
+    """One file on its way in, pinned. `append`, then `publish` or `abandon`; a failed `append` abandons by itself."""
+
+    def __init__(self, tier: DiskTier, file: NewFile, digest: str) -> None:
+        self._tier, self._file, self._digest = tier, file, digest
+
+    def append(self, chunk: bytes | bytearray | memoryview) -> None:
+        """In a thread. Raises OSError."""
+        self._file.write(chunk)
+
+    async def publish(self, data: memoryview | None = None) -> bool:
+        """The bytes have been checked: the file gets its name, and stays pinned. False when the disk refuses, or
+        another process took it away at once. `data`: the same bytes in memory, to compute their sums from.
+        """
+        tier, published, done = self._tier, False, False
+        try:
+            with suppress(OSError):
+                if data is not None:
+                    tier._sums[self._digest] = await tier._threads.run(chunk_sums, data, tier._hashing)
+                await tier._threads.run(self._file.sync)
+                async with tier._deciding(to_change=True):
+                    await tier._names.run(tier._folder.publish, self._file, self._digest)
+                    published = await tier._names.run(tier._folder.hold, self._digest)
+                done = published
+        finally:
+            if done:
+                tier._writing.discard(self._digest)
+            else:
+                await tier._give_up(self._file, self._digest)
+        tier.refused += not done
+        return done
+
+    async def abandon(self, *, corrupt: bool = False) -> None:
+        """Nothing is kept; of corrupt bytes a copy is put aside."""
+        tier = self._tier
+        if corrupt:
+            tier.quarantined += 1
+            with suppress(OSError):
+                await tier._threads.run(tier._folder.put_new_aside, self._file, self._digest)
+        await tier._give_up(self._file, self._digest)

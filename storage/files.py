@@ -74,6 +74,10 @@ class NewFile:
         """Appends. Raises OSError."""
         write_all(self._fd, data)
 
+    def sync(self) -> None:
+        """Puts the bytes on disk: `publish` is quick then. Raises OSError."""
+        os.fsync(self._fd)
+
     def publish(self, name: str, folder_fd: int) -> None:
         """Puts the bytes on disk, gives the file its name in an open folder, puts the name on disk. Raises OSError.
 

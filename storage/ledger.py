@@ -2,57 +2,58 @@
 
     absent --add--> pinned <--pin / unpin--> idle --evicted or removed--> absent
 
-Pinned entries are never evicted; `used_bytes` never exceeds `max_bytes`. The order of eviction is a policy with three
-methods (`Lru` here): it is told which keys are idle and names the next victim.
+Pinned entries are never evicted; `used_bytes` never exceeds `max_bytes`. Among idle entries a policy decides
+(`policies.py`), with one exception: entries above `GIANT_PART` of the budget are giants, and giants that together take
+more than their share go before anybody else, so that one giant does not flush a hundred small ones. What is free they
+may take; a tier that can do without an entry (`must` false) does not let a giant push small ones out beyond the share.
+A share of 1 treats them like everybody.
 """
 
 from collections import OrderedDict
+from typing import Final
 
+from storage.policies import EvictionPolicy, Lru
 
-class Lru:
-    """The key that has been idle longest goes first."""
-
-    def __init__(self) -> None:
-        self._keys: OrderedDict[str, None] = OrderedDict()
-
-    def add(self, key: str, size_bytes: int) -> None:
-        """`key`, of this size, is idle from now on."""
-        self._keys[key] = None
-
-    def remove(self, key: str) -> None:
-        """`key` is no longer idle."""
-        del self._keys[key]
-
-    def victim(self) -> str:
-        """The idle key that should go next; it stays until `remove`."""
-        return next(iter(self._keys))
+GIANT_PART: Final = 1 / 16
+GIANTS_SHARE: Final = 0.25
 
 
 class _Entry:
-    __slots__ = ("doomed", "pins", "size_bytes")
+    __slots__ = ("doomed", "pins", "size_bytes", "uses")
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self.pins = 1
+        self.pins = self.uses = 1
         self.doomed = False
 
 
 class Ledger:
     """One tier's entries. Keys that a method speaks of must be there (`in`), except where it says otherwise."""
 
-    def __init__(self, max_bytes: int, policy: Lru | None = None) -> None:
+    def __init__(
+        self, max_bytes: int, policy: EvictionPolicy | None = None, giants_share: float = GIANTS_SHARE
+    ) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self.pinned_bytes = 0
         self.evictions = 0
+        self._giant_bytes = max_bytes * GIANT_PART
+        self._giants_quota = max_bytes * giants_share if giants_share < 1 else float("inf")
         self._policy = policy or Lru()
         self._entries: dict[str, _Entry] = {}
+        self._giants_used = 0
+        self._idle_giants: OrderedDict[str, int] = OrderedDict()
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All entries, the oldest first."""
+        return tuple(self._entries)
 
     def size(self, key: str) -> int:
         """The entry's bytes."""
@@ -63,21 +64,35 @@ class Ledger:
         entry = self._entries.get(key)
         return entry.pins if entry else 0
 
+    def uses(self, key: str) -> int:
+        """How often the entry was asked for since it came; 0 for a key that is not there."""
+        entry = self._entries.get(key)
+        return entry.uses if entry else 0
+
     def fits(self, size_bytes: int) -> bool:
-        """Whether `add` would find room now."""
+        """Whether `add` would find room now, if need be by evicting everybody who is idle."""
         return self.pinned_bytes + size_bytes <= self.max_bytes
 
-    def add(self, key: str, size_bytes: int) -> list[str] | None:
-        """A new entry with one pin. Returns the keys evicted for it; None, changing nothing, when it does not fit."""
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether `add` would evict nobody."""
+        return self.used_bytes + size_bytes <= self.max_bytes
+
+    def add(self, key: str, size_bytes: int, *, must: bool = True) -> list[str] | None:
+        """A new entry with one pin. Returns the keys evicted for it; None, changing nothing, when it does not fit or,
+        with `must` false, when it is a giant that small ones would have to make room for.
+        """
         assert key not in self._entries
-        if not self.fits(size_bytes):
+        if not self.fits(size_bytes) or (not must and self._would_flush(size_bytes)):
             return None
+        if self._is_giant(size_bytes):
+            self._giants_used += size_bytes
         evicted = []
         while self.used_bytes + size_bytes > self.max_bytes:
-            evicted.append(self._policy.victim())
+            evicted.append(self._victim())
             self.evictions += 1
             self.remove(evicted[-1])
         self._entries[key] = _Entry(size_bytes)
+        self._policy.enter(key, size_bytes)
         self.used_bytes += size_bytes
         self.pinned_bytes += size_bytes
         return evicted
@@ -86,9 +101,11 @@ class Ledger:
         """One more user."""
         entry = self._entries[key]
         if not entry.pins:
-            self._policy.remove(key)
             self.pinned_bytes += entry.size_bytes
+            self._idle_giants.pop(key, None)
         entry.pins += 1
+        entry.uses += 1
+        self._policy.use(key)
 
     def unpin(self, key: str) -> bool:
         """One user fewer. True when that removed the entry, because it was doomed."""
@@ -99,8 +116,10 @@ class Ledger:
             return True
         entry.pins -= 1
         if not entry.pins:
-            self._policy.add(key, entry.size_bytes)
             self.pinned_bytes -= entry.size_bytes
+            self._policy.idle(key)
+            if self._is_giant(entry.size_bytes):
+                self._idle_giants[key] = entry.size_bytes
         return False
 
     def doom(self, key: str) -> bool:
@@ -120,5 +139,24 @@ class Ledger:
         self.used_bytes -= entry.size_bytes
         if entry.pins:
             self.pinned_bytes -= entry.size_bytes
-        else:
-            self._policy.remove(key)
+        if self._is_giant(entry.size_bytes):
+            self._giants_used -= entry.size_bytes
+            self._idle_giants.pop(key, None)
+        self._policy.leave(key)
+
+    def _is_giant(self, size_bytes: int) -> bool:
+        return size_bytes > self._giant_bytes
+
+    def _would_flush(self, size_bytes: int) -> bool:
+        """Whether small ones would have to go for a giant, beyond the giants' share."""
+        lacking = self.used_bytes + size_bytes - self.max_bytes
+        return (
+            self._is_giant(size_bytes)
+            and lacking > sum(self._idle_giants.values())
+            and self._giants_used + size_bytes > self._giants_quota
+        )
+
+    def _victim(self) -> str:
+        if self._giants_used > self._giants_quota and self._idle_giants:
+            return next(iter(self._idle_giants))
+        return self._policy.victim()

@@ -1,21 +1,28 @@
 """The memory tier: whole packed files in host memory, within a byte budget.
 
 Room is taken before the bytes arrive, so the budget holds at every moment. Whoever finds no room waits in arrival
-order until users let go of theirs; a large file is not overtaken by small ones. One event loop, no locks.
+order until users let go of theirs; a large file is not overtaken by small ones. Downloads take room ahead of their
+bytes only up to a share, so that a slow store does not push out what is hot. One event loop, no locks.
 """
 
 import asyncio
 from collections import deque
 from contextlib import suppress
 
-from storage.ledger import Ledger
+from storage.ledger import GIANTS_SHARE, Ledger
+from storage.policies import EvictionPolicy
+
+AHEAD_SHARE = 0.5
 
 
 class MemoryTier:
     """`reserve` then `land` (or `cancel`); `pin` and `unpin` for every user after that."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.ledger = Ledger(max_bytes)
+    def __init__(
+        self, max_bytes: int, policy: EvictionPolicy | None = None, giants_share: float = GIANTS_SHARE
+    ) -> None:
+        self.ledger = Ledger(max_bytes, policy, giants_share)
+        self._ahead: dict[str, int] = {}
         self._data: dict[str, memoryview] = {}
         self._waiting: deque[tuple[asyncio.Future[None], str, int]] = deque()
 
@@ -40,15 +47,27 @@ class MemoryTier:
                 self._wake()
             raise
 
+    def reserve_ahead(self, digest: str, size_bytes: int) -> bool:
+        """The same for bytes that are still to come; False, without waiting, when there is no room to spare."""
+        if self._waiting or sum(self._ahead.values()) + size_bytes > self.ledger.max_bytes * AHEAD_SHARE:
+            return False
+        if not self._take(digest, size_bytes):
+            return False
+        self._ahead[digest] = size_bytes
+        return True
+
     def land(self, digest: str, data: memoryview, pins: int) -> None:
         """The reserved file is here and has `pins` users, who take the place of the reservation."""
+        self._ahead.pop(digest, None)
         self._data[digest] = data
-        for _ in range(pins):
+        for _ in range(pins - 1):
             self.ledger.pin(digest)
-        self.unpin(digest)
+        if not pins:
+            self.unpin(digest)
 
     def cancel(self, digest: str) -> None:
         """Gives back room that was reserved and will not be used."""
+        self._ahead.pop(digest, None)
         self.ledger.remove(digest)
         self._wake()
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage.downloads import Downloads
 from storage.errors import ObjectMissing, StorageError, StorageUnavailable
 from storage.tiers import Fetched, Tiers
 from tests.storage.gated_objects import GatedObjects
+from tests.storage.tier_checks import no_pause
 
 SIZES = (100, 250, 400, 600)
 MEMORY, DISK = 900, 1000
@@ -45,7 +47,8 @@ class World:
         self.objects = GatedObjects(chunk_bytes=50)
         self.files = [bytes([number]) * size for number, size in enumerate(SIZES)]
         self.wanted = [self.objects.add(data) for data in self.files]
-        self.tiers = Tiers(self.objects, folder, memory_bytes=MEMORY, disk_bytes=DISK)
+        downloads = Downloads(self.objects, parallel=1, sleep=no_pause)
+        self.tiers = Tiers(self.objects, folder, memory_bytes=MEMORY, disk_bytes=DISK, downloads=downloads)
         self.tasks: list[tuple[int, asyncio.Task[Fetched]]] = []
         self.held: list[tuple[int, Fetched]] = []
 

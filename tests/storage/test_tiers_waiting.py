@@ -9,7 +9,7 @@ import pytest
 from storage.errors import StorageUnavailable
 from storage.tiers import Fetched
 from tests.storage.gated_objects import GatedObjects
-from tests.storage.tier_checks import KIB, Open, files
+from tests.storage.tier_checks import KIB, Open, files, settled
 from tests.turns import growing_turns
 
 
@@ -130,6 +130,7 @@ async def test_the_last_waiter_leaves(open_tiers: Open, objects: GatedObjects, t
         assert fetched.data == data
     assert objects.most_at_once[wanted[1]] == 1
     assert objects.reads[wanted[1]] == 2
+    await settled(tiers)
     assert files(tmp_path) == [wanted[0]]
 
 
