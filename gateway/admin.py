@@ -57,6 +57,8 @@ def admin_app(services: Services) -> Starlette:
     return Starlette(
         routes=[
             *(public(row) for row in (*finetunes.ROUTES, *finetune_versions.ROUTES)),
+            route("/cache", "GET", _report_cache),
+            route("/cache/{verb}", "POST", _care_for_cache),
             route("/accounts", "POST", _create_account),
             route("/accounts", "GET", _list_accounts),
             route("/accounts/{account_id}", "PATCH", _set_weight),
@@ -90,6 +92,29 @@ async def _delete_account(request: Request, services: Services) -> Any:
         await services.finetunes.delete(account_id, finetune.id)
     await services.accounts.delete_account(account_id)
     return {}
+
+
+async def _report_cache(request: Request, services: Services) -> Any:
+    return await services.caches.report()
+
+
+async def _care_for_cache(request: Request, services: Services) -> Any:
+    """POST /cache/pin | unpin | warm | evict {finetune}."""
+    body = await read_object(request, MAX_BODY_BYTES)
+    reference, caches = body.get("finetune"), services.caches
+    if not isinstance(reference, str) or not reference:
+        raise BadInput("finetune must be ACCOUNT_ID/NAME, an id, or the name of a public one", param="finetune")
+    match request.path_params["verb"]:
+        case "pin":
+            return await caches.pin(reference, True)
+        case "unpin":
+            return await caches.pin(reference, False)
+        case "warm":
+            return await caches.warm(reference)
+        case "evict":
+            return await caches.evict(reference)
+        case _:
+            raise BadInput("only pin, unpin, warm and evict are known")
 
 
 async def _create_token(request: Request, services: Services) -> Any:

@@ -28,6 +28,7 @@ from gateway.authorize import ROUTE_KEY, build_routes
 from gateway.backends.base import Backend
 from gateway.backends.runtime import RuntimeBackend
 from gateway.body_budget import BodyBudget
+from gateway.cache_care import CacheCare
 from gateway.catalog import ALIASES, Catalog, CatalogModel
 from gateway.data_dir import DataDir, object_folder
 from gateway.endpoints import finetune_versions, health, identity, logs, models, openai, run
@@ -139,6 +140,9 @@ async def open_services(
 
         answering = backends
 
+        caches = CacheCare(finetunes, clients, settings.tiers)
+        await caches.start()
+
         def hang_up() -> None:
             for client in clients.values():
                 client.hang_up()
@@ -150,6 +154,7 @@ async def open_services(
             accounts=Accounts(database),
             catalog=catalog,
             finetunes=finetunes,
+            caches=caches,
             logs=log_store,
             backends=backends,
             pipeline=Pipeline(catalog, finetunes, backends, telemetry),

@@ -4,7 +4,18 @@ import sys
 
 import typer
 
-from gateway.commands import accounts, adapter_files, adapter_versions, adapters, demo, logs, runtime, serve, tokens
+from gateway.commands import (
+    accounts,
+    adapter_files,
+    adapter_versions,
+    adapters,
+    cache,
+    demo,
+    logs,
+    runtime,
+    serve,
+    tokens,
+)
 from gateway.commands.options import CommandFailed
 
 app = typer.Typer(
@@ -26,6 +37,7 @@ adapters.app.command("rollback")(adapter_versions.rollback)
 adapters.app.command("pull")(adapter_files.pull)
 adapters.app.command("merge")(adapter_files.merge)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(cache.app, name="cache")
 app.add_typer(logs.app, name="logs")
 
 

@@ -44,6 +44,39 @@ async def count(connection: AsyncConnection, account_id: str) -> int:
     return await connection.scalar(select(func.count()).where(finetunes.c.account_id == account_id)) or 0
 
 
+async def find_anywhere(connection: AsyncConnection, finetune_id: str) -> Finetune | None:
+    """Whosever it is: for the operator, who names it by its id."""
+    query = select(finetunes).where(finetunes.c.id == finetune_id)
+    found = [dict(row) for row in (await connection.execute(query)).mappings()]
+    return next(iter(await _whole(connection, found, finetune_versions.c.finetune_id == finetune_id)), None)
+
+
+async def list_recent(connection: AsyncConnection, limit: int) -> list[Finetune]:
+    """Those of every account that were used last, whole."""
+    latest = func.max(finetune_versions.c.last_used_at)
+    query = select(finetune_versions.c.finetune_id).where(finetune_versions.c.last_used_at.is_not(None))
+    query = query.group_by(finetune_versions.c.finetune_id).order_by(latest.desc()).limit(limit)
+    ids = list(await connection.scalars(query))
+    rows = [
+        dict(row) for row in (await connection.execute(select(finetunes).where(finetunes.c.id.in_(ids)))).mappings()
+    ]
+    return await _whole(connection, rows, finetune_versions.c.finetune_id.in_(ids))
+
+
+async def by_digest(connection: AsyncConnection, digests: list[str]) -> dict[str, list[tuple[str, str, int]]]:
+    """Who has weights of these digests: (account, name, version)."""
+    owners: dict[str, list[tuple[str, str, int]]] = {}
+    columns = (
+        finetune_versions.c.digest, finetunes.c.account_id, finetunes.c.name, finetune_versions.c.number
+    )  # fmt: skip
+    query = select(*columns).join(finetunes, finetunes.c.id == finetune_versions.c.finetune_id)
+    for start in range(0, len(digests), 500):
+        part = query.where(finetune_versions.c.digest.in_(digests[start : start + 500]))
+        for digest, account_id, name, number in await connection.execute(part):
+            owners.setdefault(digest, []).append((account_id, name, number))
+    return owners
+
+
 async def list_pinned(connection: AsyncConnection) -> list[Finetune]:
     """Every account's finetunes that the operator keeps in memory, whole."""
     found = [dict(row) for row in (await connection.execute(select(finetunes).where(finetunes.c.pinned))).mappings()]

@@ -30,7 +30,7 @@ from gateway.ingest.retirement import Forget, Weights
 from gateway.ingest.spool import Spool
 from gateway.ingest.upload import Upload, UploadSlots
 from gateway.messages import Identity, ResolvedAdapter
-from gateway.names import checked_name, likeness
+from gateway.names import checked_name, likeness, printable
 from gateway.settings import Adapters
 from gateway.wire.multipart import Part
 from storage.database import Database
@@ -136,6 +136,41 @@ class Finetunes:
         """How many finetunes the account has."""
         async with self._desk.database.read() as connection:
             return await rows.count(connection, account_id)
+
+    async def find_for_operator(self, reference: str) -> Finetune:
+        """By "account id/name", by id, or a public one by its name, whosever it is. Raises ObjectNotFound."""
+        account_id, slash, name = reference.partition("/")
+        if slash:
+            return await self.get(account_id, name)
+        if reference.startswith(PUBLIC_PREFIX):
+            return await self.get(PUBLIC_ACCOUNT_ID, reference)
+        async with self._desk.database.read() as connection:
+            found = await rows.find_anywhere(connection, reference)
+        if found is None:
+            raise ObjectNotFound(
+                f"there is no finetune {printable(reference)!r}; name it as ACCOUNT_ID/NAME, by its id, or as "
+                f"{PUBLIC_PREFIX}…"
+            )
+        return self._desk.seen(found)
+
+    async def pin(self, finetune: Finetune, pinned: bool) -> None:
+        """Whether the operator keeps it in memory. Raises ObjectNotFound."""
+        await self._desk.save(finetune, pinned=pinned)
+
+    async def list_pinned(self) -> list[Finetune]:
+        """Every account's pinned finetunes."""
+        async with self._desk.database.read() as connection:
+            return await rows.list_pinned(connection)
+
+    async def list_recent(self, limit: int) -> list[Finetune]:
+        """Every account's finetunes that were used last."""
+        async with self._desk.database.read() as connection:
+            return await rows.list_recent(connection, limit)
+
+    async def owners(self, digests: list[str]) -> dict[str, list[tuple[str, str, int]]]:
+        """Who has weights of these digests: (account, name, version)."""
+        async with self._desk.database.read() as connection:
+            return await rows.by_digest(connection, digests)
 
     async def describe(self, account_id: str, reference: str, description: str | None) -> Finetune:
         """Sets the description. Raises ObjectNotFound, BadInput."""

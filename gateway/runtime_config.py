@@ -33,10 +33,13 @@ def catalog_folders(settings: Settings) -> dict[str, Path | None]:
 def runtime_config(
     settings: Settings, model: str, folder: Path, memory: RuntimeMemory, address: RuntimeAddress, token: str
 ) -> RuntimeConfig:
-    """Each runtime has a disk tier of its own, named by the model's place in the sorted list of models."""
+    """Each runtime has a disk tier of its own, named by the model's place in the sorted list of models, unless one
+    folder for all is set.
+    """
     data_dir = DataDir(Path(settings.data_dir))
     index = sorted(model_folders(settings)).index(model)
-    runtime, storage = settings.runtime, settings.storage
+    runtime, storage, tiers = settings.runtime, settings.storage, settings.tiers
+    tier_dir = Path(tiers.path).expanduser().resolve() if tiers.path else data_dir.tiers(index)
     return RuntimeConfig(
         model=model,
         model_folder=str(folder),
@@ -63,9 +66,14 @@ def runtime_config(
         region=storage.region,
         access_key_id=storage.access_key_id,
         secret_access_key=storage.secret_access_key,
-        tier_dir=str(data_dir.tiers(index)),
+        tier_dir=str(tier_dir),
         tier_memory_bytes=memory.tier_bytes,
-        tier_disk_bytes=settings.tiers.disk_bytes,
+        tier_disk_bytes=tiers.disk_bytes,
+        tier_memory_policy=tiers.memory_policy,
+        tier_disk_policy=tiers.disk_policy,
+        tier_giants_share=tiers.giants_share,
+        tier_negative_ttl_s=tiers.negative_ttl_s,
+        tier_refill=tiers.refill,
         otlp_endpoint=settings.telemetry.otlp_endpoint,
         sample_ratio=settings.telemetry.sample_ratio,
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.accounts import Accounts
     from gateway.backends.base import Backend
     from gateway.body_budget import BodyBudget
+    from gateway.cache_care import CacheCare
     from gateway.catalog import Catalog
     from gateway.finetunes import Finetunes
     from gateway.logs.log_store import LogStore
@@ -36,6 +37,7 @@ class Services:
     accounts: Accounts
     catalog: Catalog
     finetunes: Finetunes
+    caches: CacheCare
     logs: LogStore
     backends: Mapping[str, Backend]
     pipeline: Pipeline

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta
 
+from storage.policies import PolicyName
+
 ENV_PREFIX = "LORIKEET_"
 DEMO_MODEL = "@cf/lorikeet/demo-lora"
 
@@ -70,13 +72,26 @@ class Storage(_Section, frozen=True):
 
 
 class Tiers(_Section, frozen=True):
-    """Byte budgets of the adapter tiers in front of the object store, for each runtime.
+    """Byte budgets of the adapter tiers in front of the object store, for each runtime, and who goes when one is full.
 
     `memory_bytes`, unless set: 2 GiB, or less on a small machine, where all together take an eighth of its memory.
+    `path`: one disk folder for all runtimes of this machine, which then share `disk_bytes`; default: one each in the
+    data folder. `giants_share`: what adapters above a sixteenth of a budget may take of it together when it is full.
+    `negative_ttl_s`: how long it is remembered that an object is missing or damaged. `refill`: after a restart memory
+    is filled with what was used last. `warm_up`: finetunes that are brought to memory at every start of a runtime, as
+    "account id/name", finetune id or "cf-public-..."; `warm_up_recent`: so many more, those used last.
     """
 
     memory_bytes: Positive | None = None
     disk_bytes: Positive = 20 * 1024**3
+    memory_policy: PolicyName = "lru"
+    disk_policy: PolicyName = "lru"
+    path: str = ""
+    giants_share: Share = 0.25
+    negative_ttl_s: Annotated[float, Meta(ge=0)] = 5.0
+    refill: bool = True
+    warm_up: tuple[str, ...] = ()
+    warm_up_recent: Annotated[int, Meta(ge=0, le=10_000)] = 0
 
 
 class Adapters(_Section, frozen=True):

@@ -29,6 +29,8 @@ from runtime.protocol import (
     Abort,
     AdapterRef,
     AdapterStatus,
+    CacheQuery,
+    CacheReport,
     ClientFrame,
     Failure,
     Forget,
@@ -36,6 +38,7 @@ from runtime.protocol import (
     Hello,
     ModelInfo,
     Ping,
+    Pins,
     Pong,
     Prefetch,
     ProtocolError,
@@ -101,6 +104,9 @@ class RuntimeClient:
         self._statuses: cachetools.LRUCache[str, AdapterStatus] = cachetools.LRUCache(MAX_STATUSES)
         self._task: asyncio.Task[None] | None = None
         self._to_forget: set[str] = set()
+        self._pins: tuple[AdapterRef, ...] = ()
+        self._warm_ups: tuple[AdapterRef, ...] = ()
+        self._report: asyncio.Future[CacheReport] | None = None
         self._unanswered = 0
         self._problem = "not connected yet"
         self.model: ModelInfo | None = None
@@ -197,9 +203,12 @@ class RuntimeClient:
             if not stream.ended:
                 self._tell(Abort(sequence_id))
 
-    async def prefetch(self, adapter: AdapterRef) -> None:
-        """Asks the runtime to bring an adapter up to host memory. Best effort: nothing happens while disconnected."""
-        self._tell(Prefetch(adapter))
+    async def prefetch(self, adapter: AdapterRef, *, soon: bool = False) -> None:
+        """Asks the runtime to bring an adapter up to host memory; `soon`: for a request that follows in a moment.
+
+        Best effort: nothing happens while disconnected.
+        """
+        self._tell(Prefetch(adapter, soon))
 
     async def forget(self, digest: str) -> None:
         """Asks the runtime to drop a deleted adapter from every tier; while disconnected, as soon as there is one."""
@@ -208,6 +217,31 @@ class RuntimeClient:
             self._tell(Forget(digest))
         elif len(self._to_forget) < MAX_TO_FORGET:
             self._to_forget.add(digest)
+
+    def pin(self, adapters: Sequence[AdapterRef]) -> None:
+        """Asks the runtime to keep exactly these in host memory, now and after every reconnect."""
+        self._pins = tuple(adapters)
+        self._tell(Pins(self._pins))
+
+    def warm_up(self, adapters: Sequence[AdapterRef]) -> None:
+        """These are brought to host memory now, and after every reconnect, as by `prefetch`."""
+        self._warm_ups = tuple(adapters)
+        for adapter in self._warm_ups:
+            self._tell(Prefetch(adapter))
+
+    async def cache_report(self, timeout_s: float = 10.0) -> CacheReport:
+        """What is in the runtime's tiers. Who asks while a question is under way shares its answer. Raises
+        RuntimeLost.
+        """
+        self._connected()
+        if self._report is None or self._report.done():
+            self._report = asyncio.get_running_loop().create_future()
+            self._tell(CacheQuery(next(self._ids)))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._report)
+        except TimeoutError as error:
+            raise RuntimeLost(f"the runtime did not tell of its tiers within {timeout_s:g} s") from error
 
     def adapter_status(self, digest: str) -> AdapterStatus | None:
         """The latest news of an adapter; None when there was none, or too long ago."""
@@ -299,6 +333,10 @@ class RuntimeClient:
         for digest in self._to_forget:
             self._tell(Forget(digest))
         self._to_forget.clear()
+        if self._pins:
+            self._tell(Pins(self._pins))
+        for adapter in self._warm_ups:
+            self._tell(Prefetch(adapter))
 
     def _unusable(self, problem: str) -> RuntimeLost:
         """Waiting does not mend it: the operator is told, once and not at every attempt."""
@@ -337,6 +375,9 @@ class RuntimeClient:
                 self._unanswered, self.stats = 0, stats
             case AdapterStatus():
                 self._statuses[frame.digest] = frame
+            case CacheReport():
+                if self._report is not None and not self._report.done():
+                    self._report.set_result(frame)
             case Welcome() | Refused():
                 raise ProtocolError("a second answer to Hello")
 
@@ -347,6 +388,9 @@ class RuntimeClient:
         if self._writer is not None:
             self._writer.transport.abort()
             self._writer = None
+        if self._report is not None and not self._report.done():
+            self._report.set_exception(RuntimeLost(f"the runtime went away: {self._problem}"))
+            self._report.exception()  # seen, should nobody ask any more
         for stream in self._streams.values():
             stream.fail(RuntimeLost(f"the runtime went away: {self._problem}"))
 

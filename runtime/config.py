@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from runtime.errors import ConfigInvalid
+from storage.ledger import GIANTS_SHARE
+from storage.policies import PolicyName
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -28,6 +30,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     blocks of equal beginnings. starve_after_s: how long an adapter may find all rows referenced before rows are drained
     for it.
     socket_path, or host and port: where to listen. `token` is the shared secret; a TCP listener must have one.
+    tier_*: of the adapter tiers, see `storage.tiers`; several runtimes may share a `tier_dir`. tier_ranges: parts of
+    one download at once, from a bucket. tier_refill: memory is filled again after a start.
     max_outgoing_bytes: unread output at which a gateway is cut off. drain_s: time for running sequences at SIGTERM.
     max_step_s: a step that lasts longer is hung, and the process ends to be replaced.
     """
@@ -68,6 +72,12 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tier_dir: str
     tier_memory_bytes: Positive = 2 * 1024**3
     tier_disk_bytes: Positive = 20 * 1024**3
+    tier_memory_policy: PolicyName = "lru"
+    tier_disk_policy: PolicyName = "lru"
+    tier_giants_share: Annotated[float, Meta(gt=0, le=1)] = GIANTS_SHARE
+    tier_negative_ttl_s: Annotated[float, Meta(ge=0)] = 5.0
+    tier_ranges: Annotated[int, Meta(ge=1, le=16)] = 4
+    tier_refill: bool = True
 
     otlp_endpoint: str = ""
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0

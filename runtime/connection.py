@@ -9,7 +9,7 @@ import asyncio
 
 from opentelemetry.trace import Span
 
-from runtime.protocol import ProtocolError, ServerFrame, encode
+from runtime.protocol import AdapterRef, ProtocolError, ServerFrame, encode
 
 HIGH_WATER_BYTES = 256 * 1024
 
@@ -23,6 +23,8 @@ class Connection:
         self.live: dict[int, Span | None] = {}
         self.ping_sent_at: float | None = None
         self.cut_reason: str | None = None
+        self.pins: tuple[AdapterRef, ...] = ()
+        self.asked_for_report = False
         self._writer = writer
         self._max_outgoing_bytes = max_outgoing_bytes
         writer.transport.set_write_buffer_limits(high=min(HIGH_WATER_BYTES, max_outgoing_bytes))

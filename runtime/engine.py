@@ -31,6 +31,7 @@ from runtime.protocol import (
     SequenceOutput,
     Stats,
     Submit,
+    TierReport,
     TokenScore,
 )
 from runtime.residency import Residency
@@ -39,6 +40,7 @@ from runtime.sequence import Sequence, State
 from runtime.slots import SlotPool
 from runtime.waiting import QueueFull
 from storage.packed import Packed
+from storage.tier_records import LoadTimes
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ class Engine:
             self._num_refused += 1
             self._end(displaced, "error", self._speed.overloaded(self._scheduler.num_waiting), now)
         if request.adapter is not None:
-            if self._residency.admissible(request.adapter.digest):
+            if self._residency.asked(request.adapter.digest):
                 sequence.state, sequence.adapter_ready_at, sequence.adapter_source = State.WAITING, now, "device"
             self._residency.want(request.adapter)
 
@@ -186,6 +188,10 @@ class Engine:
     def adapters(self) -> list[AdapterStatus]:
         """What is on the device now."""
         return self._residency.residents()
+
+    def device_report(self) -> tuple[TierReport, LoadTimes, frozenset[str]]:
+        """The device as a tier, the times of copies to it, and the adapters that are there."""
+        return *self._residency.report(), frozenset(status.digest for status in self.adapters())
 
     @property
     def num_live(self) -> int:

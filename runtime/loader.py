@@ -8,9 +8,10 @@ counted, since they only save time. Storage's errors become failures here and no
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,22 +19,50 @@ from runtime.adapter import MAX_LEASES, Way
 from runtime.protocol import AdapterRef, Failure, TierVisit
 from storage.errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageError
 from storage.packed import Packed, read_packed
-from storage.tiers import Fetched
+from storage.tier_records import Fetched, Purpose, Resident, TierName, TierStats
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2.0
+PIN_RETRY_S = 30.0
 
 
 class AdapterTiers(Protocol):
     """What the loader needs of `storage.tiers.Tiers`."""
 
-    async def fetch(self, digest: str, object_key: str, size_bytes: int) -> Fetched:
+    async def fetch(
+        self, digest: str, object_key: str, size_bytes: int, purpose: Purpose = "request", *, anew: bool = False
+    ) -> Fetched:
         """The whole file in memory, held until released."""
         ...
 
     async def forget(self, digest: str) -> None:
         """Drops the file from every tier."""
+        ...
+
+    async def keep(self, digest: str, object_key: str, size_bytes: int) -> None:
+        """Holds the file in memory."""
+        ...
+
+    def unkeep(self, digest: str) -> None:
+        """Lets go of it."""
+        ...
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """What is held."""
+        ...
+
+    async def refill(self) -> int:
+        """Brings what was used last from disk to memory."""
+        ...
+
+    def stats(self) -> dict[TierName, TierStats]:
+        """Counters of each tier."""
+        ...
+
+    def residents(self) -> list[Resident]:
+        """Every file in memory or on disk."""
         ...
 
 
@@ -76,14 +105,18 @@ class AdapterLoader:
         num_workers: int = MAX_LEASES,
         num_warmers: int = 2,
         max_warm: int = 256,
+        refill: bool = False,
     ) -> None:
-        self._tiers, self._deliver = tiers, deliver
+        """`refill`: from the start on, memory is filled in the background with what was used last."""
+        self._tiers, self._deliver, self._refill = tiers, deliver, refill
         self._num_workers, self._num_warmers, self._max_warm = num_workers, num_warmers, max_warm
         self._starts: deque[AdapterRef | str] = deque()
-        self._warm: dict[str, AdapterRef] = {}
+        self._warm: dict[str, tuple[AdapterRef, bool]] = {}
         self._work = asyncio.Semaphore(0)
         self._warm_work = asyncio.Semaphore(0)
         self._leases: dict[str, Fetched] = {}
+        self._pins: dict[str, AdapterRef] = {}
+        self._pins_changed = asyncio.Event()
         self.num_dropped = 0
 
     async def run(self) -> None:
@@ -94,6 +127,9 @@ class AdapterLoader:
                     tasks.create_task(self._serve_starts())
                 for _ in range(self._num_warmers):
                     tasks.create_task(self._serve_warmups())
+                tasks.create_task(self._serve_pins())
+                if self._refill:
+                    tasks.create_task(self._fill_again())
         finally:
             for digest in list(self._leases):
                 self.release(digest)
@@ -108,19 +144,24 @@ class AdapterLoader:
         self._starts.append(digest)
         self._work.release()
 
-    def warm(self, adapter: AdapterRef) -> None:
-        """See `adapter.Loads.warm`."""
+    def warm(self, adapter: AdapterRef, *, soon: bool = True) -> None:
+        """See `adapter.Loads.warm`. `soon`: a request for it is on its way; else somebody wishes it to be there."""
         if adapter.digest in self._warm:
             return
         if len(self._warm) >= self._max_warm:
             self.num_dropped += 1
             return
-        self._warm[adapter.digest] = adapter
+        self._warm[adapter.digest] = adapter, soon
         self._warm_work.release()
 
     def release(self, digest: str) -> None:
         """See `adapter.Loads.release`."""
         self._leases.pop(digest).release()
+
+    def pin(self, adapters: Iterable[AdapterRef]) -> None:
+        """From now on these are kept in memory, and no others. What cannot be had now is tried again."""
+        self._pins = {adapter.digest: adapter for adapter in adapters}
+        self._pins_changed.set()
 
     async def _serve_starts(self) -> None:
         while True:
@@ -134,10 +175,14 @@ class AdapterLoader:
     async def _serve_warmups(self) -> None:
         while True:
             await self._warm_work.acquire()
-            adapter = next(iter(self._warm.values()))
+            adapter, soon = next(iter(self._warm.values()))
             del self._warm[adapter.digest]
             try:
-                with await self._tiers.fetch(adapter.digest, adapter.object_key, adapter.size_bytes) as fetched:
+                # Only whoever brings a new object says so: every other wish would undo what is known to be missing.
+                purpose: Purpose = "soon" if soon else "wish"
+                with await self._tiers.fetch(
+                    adapter.digest, adapter.object_key, adapter.size_bytes, purpose, anew=not soon
+                ) as fetched:
                     way = _way(fetched)
             except (StorageError, ValueError) as error:
                 # Whoever really needs the adapter gets the failure from a start.
@@ -158,6 +203,31 @@ class AdapterLoader:
             return LoadFailed(adapter.digest, _failure(error))
         self._leases[adapter.digest] = fetched
         return LoadArrived(adapter.digest, packed, _way(fetched))
+
+    async def _serve_pins(self) -> None:
+        while True:
+            complete = True
+            self._pins_changed.clear()
+            wanted = dict(self._pins)
+            for digest in self._tiers.kept - wanted.keys():
+                self._tiers.unkeep(digest)
+            for digest, adapter in wanted.items():
+                try:
+                    await self._tiers.keep(digest, adapter.object_key, adapter.size_bytes)
+                except (StorageError, ValueError) as error:
+                    complete = False
+                    logger.warning("adapter %s is not pinned: %s", digest, error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if complete else PIN_RETRY_S):
+                    await self._pins_changed.wait()
+
+    async def _fill_again(self) -> None:
+        try:
+            brought = await self._tiers.refill()
+        except StorageError as error:
+            logger.warning("memory was not filled again from the disk: %s", error)
+        else:
+            logger.info("memory has %d adapters again from the disk", brought)
 
     async def _drop(self, digest: str) -> None:
         try:

@@ -34,10 +34,13 @@ from runtime.listen import bind
 from runtime.memory_plan import Limits, needs_of
 from runtime.model_size import ModelSize
 from runtime.own_thread import in_own_thread
+from runtime.pinned import pinned_allocator
 from runtime.protocol import EXIT_CONFIG, Grammar, ModelInfo
 from runtime.service import RuntimeService
 from runtime.slots import SlotPool
 from runtime.tracing import SequenceSpans, make_tracer
+from storage.buffers import allocate
+from storage.downloads import Downloads
 from storage.errors import StorageError
 from storage.objects.base import ObjectStore
 from storage.objects.local import LocalObjects
@@ -160,11 +163,6 @@ async def _run(config: RuntimeConfig) -> None:
         return Engine(runner, model, limits, loads, time.monotonic)
 
     async with _tiers(config) as tiers:
-
-        def tier_bytes() -> tuple[int, int]:
-            stats = tiers.stats()
-            return stats["memory"].used_bytes, stats["disk"].used_bytes
-
         grammars, close_sandbox = _grammars(folder, model)
         service = RuntimeService(
             make_engine,
@@ -172,7 +170,7 @@ async def _run(config: RuntimeConfig) -> None:
             model,
             tiers,
             token=config.token,
-            tier_bytes=tier_bytes,
+            refill=config.tier_refill,
             spans=SequenceSpans(tracer, config.model),
             grammars=grammars,
             max_connections=config.max_connections,
@@ -249,6 +247,13 @@ async def _tiers(config: RuntimeConfig) -> AsyncIterator[Tiers]:
             Path(config.tier_dir),
             memory_bytes=config.tier_memory_bytes,
             disk_bytes=config.tier_disk_bytes,
+            memory_policy=config.tier_memory_policy,
+            disk_policy=config.tier_disk_policy,
+            giants_share=config.tier_giants_share,
+            negative_ttl_s=config.tier_negative_ttl_s,
+            # A folder gives its bytes in one stream; over a network several connections are faster than one.
+            downloads=Downloads(objects, parallel=1 if config.objects == "local" else config.tier_ranges),
+            allocate=pinned_allocator() if config.device == "cuda" else allocate,
         )
         await tiers.open()
         stack.push_async_callback(tiers.aclose)

@@ -12,13 +12,15 @@ from typing import Final, Literal
 import msgspec
 
 from storage.geometry import Geometry
+from storage.tier_records import LoadTimes
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_LOGIT_BIASES: Final = 300
 MAX_STOP_TOKENS: Final = 256
 MAX_TOP_LOGPROBS: Final = 20
 MAX_GRAMMAR_BYTES: Final = 256 * 1024
+MAX_REPORTED: Final = 20_000
 MAX_PRIORITY: Final = 100  # either way
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 100.0
@@ -119,9 +121,10 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 class Prefetch(msgspec.Struct, frozen=True, tag="prefetch"):
-    """Bring an adapter up to host memory ahead of its first request."""
+    """Bring an adapter up to host memory. `soon`: for a request that follows in a moment."""
 
     adapter: AdapterRef
+    soon: bool = False
 
 
 class Forget(msgspec.Struct, frozen=True, tag="forget"):
@@ -130,13 +133,25 @@ class Forget(msgspec.Struct, frozen=True, tag="forget"):
     digest: str
 
 
+class Pins(msgspec.Struct, frozen=True, tag="pins"):
+    """Keep these in host memory, and nothing that this connection named before. It ends with the connection."""
+
+    adapters: tuple[AdapterRef, ...]
+
+
+class CacheQuery(msgspec.Struct, frozen=True, tag="cache_query"):
+    """Asks for a `CacheReport` with the same number."""
+
+    number: int
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Sent every second; three missing `Pong`s count as a hung runtime."""
 
     sent_at: float
 
 
-ClientFrame = Hello | Submit | Abort | Prefetch | Forget | Ping
+ClientFrame = Hello | Submit | Abort | Prefetch | Forget | Pins | CacheQuery | Ping
 
 
 # runtime -> gateway
@@ -276,7 +291,49 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     stats: Stats
 
 
-ServerFrame = Welcome | Refused | Step | AdapterStatus | Pong
+class TierReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One tier of a runtime; see `storage.tier_records.TierStats`. For `device`, bytes are rank rows.
+
+    loads: how long it took to bring adapters up from this tier.
+    """
+
+    tier: Tier
+    entries: int = 0
+    used_bytes: int = 0
+    max_bytes: int = 0
+    pinned_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    failures: int = 0
+    refused: int = 0
+    quarantined: int = 0
+    retries: int = 0
+    negative_hits: int = 0
+    loads: LoadTimes = LoadTimes()
+
+
+class CachedAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An adapter in some tier of a runtime. `uses`: how often it was asked for since it came to memory."""
+
+    digest: str
+    size_bytes: int = 0
+    device: bool = False
+    memory: bool = False
+    disk: bool = False
+    pinned: bool = False
+    uses: int = 0
+
+
+class CacheReport(msgspec.Struct, frozen=True, tag="cache"):
+    """The tiers from the device down, and the adapters in them, the highest first, at most MAX_REPORTED."""
+
+    number: int
+    tiers: tuple[TierReport, ...]
+    adapters: tuple[CachedAdapter, ...]
+
+
+ServerFrame = Welcome | Refused | Step | AdapterStatus | CacheReport | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _client_decoder: msgspec.msgpack.Decoder[ClientFrame] = msgspec.msgpack.Decoder(ClientFrame)

@@ -14,9 +14,10 @@ from typing import Final
 from runtime.adapter import LEASED, MAX_LEASES, USABLE, Adapter, AdapterState, Demand, Loads, Way
 from runtime.batch import BASE_SLOT, Runner
 from runtime.errors import AdapterInvalid, DeviceLost
-from runtime.protocol import AdapterRef, AdapterStatus, Failure, Tier, TierVisit
+from runtime.protocol import AdapterRef, AdapterStatus, Failure, Tier, TierReport, TierVisit
 from runtime.slots import Slot, SlotPool, Window
 from storage.packed import Packed
+from storage.tier_records import Histogram, LoadTimes
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Residency:
         self._warm: OrderedDict[str, Way | None] = OrderedDict()
         self._claim: tuple[Adapter, Window] | None = None
         self._news: list[AdapterStatus] = []
-        self.num_evictions = 0
+        self._copies = Histogram()
+        self.num_evictions = self.num_hits = self.num_misses = 0
 
     # What the scheduler asks.
 
@@ -81,6 +83,15 @@ class Residency:
         if self._pool.rows_for(rank) is not None:
             return None
         return Failure("adapter_too_large", f"rank {rank}; the pool of this runtime has {self._pool.num_rows} rows")
+
+    def asked(self, digest: str) -> bool:
+        """A sequence came that needs this adapter; True when it could start at once.
+
+        What is on its way already for another one is no miss: it costs no load.
+        """
+        self.num_hits += digest in self._adapters
+        self.num_misses += digest not in self._adapters
+        return self.admissible(digest)
 
     def want(self, ref: AdapterRef) -> None:
         """Somebody waits for this adapter: its way up begins at once, or goes on."""
@@ -145,6 +156,19 @@ class Residency:
             for adapter in self._adapters.values()
             if adapter.state in USABLE
         ]
+
+    def report(self) -> tuple[TierReport, LoadTimes]:
+        """The device as a tier, in rank rows, and how long copies from host memory took."""
+        device = TierReport(
+            tier="device",
+            entries=self.num_resident,
+            used_bytes=self._pool.rows_used,
+            max_bytes=self._pool.num_rows,
+            hits=self.num_hits,
+            misses=self.num_misses,
+            evictions=self.num_evictions,
+        )
+        return device, self._copies.snapshot()
 
     @property
     def copying(self) -> bool:
@@ -281,6 +305,7 @@ class Residency:
 
     def _arrived(self, adapter: Adapter, size_bytes: int) -> None:
         visit = TierVisit("device", self._clock() - adapter.copy_began_at, size_bytes)
+        self._copies.add(visit.seconds, size_bytes)
         adapter.way = Way((*adapter.way.visits, visit), adapter.way.source)
         adapter.state, adapter.packed = AdapterState.RESIDENT, None
         self._loads.release(adapter.ref.digest)

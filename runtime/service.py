@@ -23,6 +23,7 @@ from typing import Final
 import msgspec
 
 from runtime.adapter import Loads
+from runtime.cache_report import cache_report
 from runtime.connection import Connection
 from runtime.constraining import Constraining
 from runtime.engine import Engine, Output, StepResult
@@ -36,12 +37,14 @@ from runtime.protocol import (
     PROTOCOL_VERSION,
     Abort,
     AdapterStatus,
+    CacheQuery,
     ClientFrame,
     Failure,
     Forget,
     Hello,
     ModelInfo,
     Ping,
+    Pins,
     Pong,
     Prefetch,
     ProtocolError,
@@ -50,10 +53,12 @@ from runtime.protocol import (
     Stats,
     Step,
     Submit,
+    TierReport,
     Welcome,
     decode_client,
 )
 from runtime.tracing import SequenceSpans
+from storage.tier_records import LoadTimes
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +78,7 @@ class RuntimeService:
         tiers: AdapterTiers,
         *,
         token: str,
-        tier_bytes: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        refill: bool = False,
         spans: SequenceSpans | None = None,
         grammars: GrammarCache | None = None,
         max_connections: int = 64,
@@ -81,11 +86,11 @@ class RuntimeService:
         drain_s: float = 10.0,
         max_step_s: float = 120.0,
     ) -> None:
-        self._make_engine, self._clock, self._model, self._tier_bytes = make_engine, clock, model, tier_bytes
+        self._make_engine, self._clock, self._model, self._tiers = make_engine, clock, model, tiers
         self._token, self._max_connections = token.encode(), max_connections
         self._max_outgoing_bytes, self._drain_s, self._max_step_s = max_outgoing_bytes, drain_s, max_step_s
         self._spans = spans or SequenceSpans(None, model.name)
-        self._loader = AdapterLoader(tiers, self._loaded)
+        self._loader = AdapterLoader(tiers, self._loaded, refill=refill)
         self._grammars = grammars
         self._connections: dict[int, Connection] = {}
         self._numbers = itertools.count(1)
@@ -228,6 +233,8 @@ class RuntimeService:
             logger.warning("gateway %s was cut off: %s", connection.gateway_id, connection.cut_reason)
         connection.cut("closed")
         self._connections.pop(connection.number, None)
+        if connection.pins:
+            self._pin()
         for sequence_id, span in connection.live.items():
             self._constraining.stop((connection.number, sequence_id))
             self._spans.end(span, None)
@@ -246,10 +253,17 @@ class RuntimeService:
                     self._spans.end(connection.live.pop(sequence_id), None)
                     self._note_ends()
                     self._thread.post(lambda engine: engine.abort(connection.number, sequence_id))
-            case Prefetch(adapter):
-                self._loader.warm(adapter)
+            case Prefetch(adapter, soon):
+                self._loader.warm(adapter, soon=soon)
             case Forget(digest):
                 self._thread.post(lambda engine: engine.forget_adapter(digest))
+            case Pins(adapters):
+                connection.pins = adapters
+                self._pin()
+            case CacheQuery(number):
+                if not connection.asked_for_report:  # as with pings: one question at a time
+                    connection.asked_for_report = True
+                    self._thread.post(lambda engine: self._report(connection, number, *engine.device_report()))
             case Ping(sent_at):
                 # At most one question to the engine per connection: a hung engine must not pile them up.
                 if connection.ping_sent_at is None:
@@ -257,6 +271,10 @@ class RuntimeService:
                 connection.ping_sent_at = sent_at
             case Hello():
                 raise ProtocolError("a second Hello")
+
+    def _pin(self) -> None:
+        """Every gateway's pins together."""
+        self._loader.pin(adapter for connection in self._connections.values() for adapter in connection.pins)
 
     def _submit(self, connection: Connection, request: Submit) -> None:
         if request.sequence_id in connection.live:
@@ -324,6 +342,16 @@ class RuntimeService:
     def _pong(self, connection: Connection, stats: Stats) -> None:
         self._loop.call_soon_threadsafe(self._answer_ping, connection, stats)
 
+    def _report(
+        self, connection: Connection, number: int, device: TierReport, copies: LoadTimes, on_device: frozenset[str]
+    ) -> None:
+        def send() -> None:
+            connection.asked_for_report = False
+            stats, residents = self._tiers.stats(), self._tiers.residents()
+            connection.send(cache_report(number, device, copies, on_device, stats, residents))
+
+        self._loop.call_soon_threadsafe(send)
+
     def _ended(self, error: BaseException | None) -> None:
         def note() -> None:
             if error is not None and not self._died.done():
@@ -367,9 +395,12 @@ class RuntimeService:
     def _answer_ping(self, connection: Connection, stats: Stats) -> None:
         sent_at, connection.ping_sent_at = connection.ping_sent_at, None
         if sent_at is not None:
-            memory_bytes, disk_bytes = self._tier_bytes()
+            tiers = self._tiers.stats()
             stats = msgspec.structs.replace(
-                stats, memory_bytes=memory_bytes, disk_bytes=disk_bytes, cut_connections=self.num_cut
+                stats,
+                memory_bytes=tiers["memory"].used_bytes,
+                disk_bytes=tiers["disk"].used_bytes,
+                cut_connections=self.num_cut,
             )
             connection.send(Pong(sent_at, stats))
 

@@ -16,8 +16,8 @@ from typing import Final
 from storage.errors import ObjectCorrupt, StorageUnavailable
 from storage.objects.base import ObjectStore
 
-PART_BYTES: Final = 8 * 1024 * 1024
-MAX_PARTS_AT_ONCE: Final = 12  # of all downloads together: what bounds their memory
+PART_BYTES: Final = 4 * 1024 * 1024
+MAX_PARTS_AT_ONCE: Final = 8  # of all downloads together: what bounds their memory
 ATTEMPTS: Final = 5
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0

@@ -97,15 +97,15 @@ class Ledger:
         self.pinned_bytes += size_bytes
         return evicted
 
-    def pin(self, key: str) -> None:
-        """One more user."""
+    def pin(self, key: str, *, asked: bool = True) -> None:
+        """One more user; `asked`: who counts as a request for the entry."""
         entry = self._entries[key]
         if not entry.pins:
             self.pinned_bytes += entry.size_bytes
             self._idle_giants.pop(key, None)
         entry.pins += 1
-        entry.uses += 1
-        self._policy.use(key)
+        entry.uses += asked
+        self._policy.use(key, asked=asked)
 
     def unpin(self, key: str) -> bool:
         """One user fewer. True when that removed the entry, because it was doomed."""

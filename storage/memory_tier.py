@@ -71,9 +71,9 @@ class MemoryTier:
         self.ledger.remove(digest)
         self._wake()
 
-    def pin(self, digest: str) -> memoryview:
-        """One more user of a file that is here."""
-        self.ledger.pin(digest)
+    def pin(self, digest: str, *, asked: bool = True) -> memoryview:
+        """One more user of a file that is here; `asked`: who counts as a request for it."""
+        self.ledger.pin(digest, asked=asked)
         return self._data[digest]
 
     def unpin(self, digest: str) -> None:

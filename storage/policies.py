@@ -30,8 +30,8 @@ class EvictionPolicy(Protocol):
         """`key`, of this size, is there from now on, and in use."""
         ...
 
-    def use(self, key: str) -> None:
-        """`key` was asked for again, and is in use."""
+    def use(self, key: str, *, asked: bool = True) -> None:
+        """`key` is in use again; `asked`: because somebody asked for it once more."""
         ...
 
     def idle(self, key: str) -> None:
@@ -69,7 +69,7 @@ class Lru:
     def enter(self, key: str, size_bytes: int) -> None:
         """See `EvictionPolicy.enter`."""
 
-    def use(self, key: str) -> None:
+    def use(self, key: str, *, asked: bool = True) -> None:
         """See `EvictionPolicy.use`."""
         self._idle.pop(key, None)
 
@@ -110,10 +110,11 @@ class Aged:
         self._uses[key], self._sizes[key] = 0, size_bytes
         self._ask(key)
 
-    def use(self, key: str) -> None:
+    def use(self, key: str, *, asked: bool = True) -> None:
         """See `EvictionPolicy.use`."""
         self._idle.pop(key, None)
-        self._ask(key)
+        if asked:
+            self._ask(key)
 
     def idle(self, key: str) -> None:
         """See `EvictionPolicy.idle`."""
@@ -171,10 +172,11 @@ class S3Fifo:
             self._small[key] = size_bytes
             self._small_bytes += size_bytes
 
-    def use(self, key: str) -> None:
+    def use(self, key: str, *, asked: bool = True) -> None:
         """See `EvictionPolicy.use`."""
         self._in_use.add(key)
-        self._frequency[key] = min(MAX_FREQUENCY, self._frequency[key] + 1)
+        if asked:
+            self._frequency[key] = min(MAX_FREQUENCY, self._frequency[key] + 1)
 
     def idle(self, key: str) -> None:
         """See `EvictionPolicy.idle`."""

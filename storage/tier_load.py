@@ -7,7 +7,7 @@ from typing import Literal
 
 from storage.disk_tier import DiskWrite
 from storage.errors import ObjectCorrupt, StorageError, StorageUnavailable
-from storage.tier_records import Visit
+from storage.tier_records import Purpose, Visit
 
 State = Literal["absent", "fetching", "disk", "reading", "host"]
 
@@ -29,6 +29,7 @@ class Load:
         self.waiters = 0
         self.reserved = False  # room in memory is ours
         self.without_disk = False  # it would not take this file
+        self.purposes: set[Purpose] = set()
         self.abandoned = self.doomed = False
 
     @property

@@ -10,6 +10,10 @@ from storage.memory_tier import MemoryTier
 
 TierName = Literal["object", "disk", "memory"]
 
+# Why a file is fetched. request: somebody needs it. soon: for a request that is about to come, which counts as what it
+# would have found. wish: to be there when somebody needs it; it counts as nobody's request.
+Purpose = Literal["request", "soon", "wish"]
+
 # Seconds; the last count of a histogram is of all that took longer.
 BOUNDS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -57,8 +61,9 @@ class Histogram:
 class TierStats(msgspec.Struct, frozen=True):
     """Since the start, but for `entries` and `used_bytes`, which are now. For `object`, `used_bytes` is what came down.
 
-    failures: bad files, failed downloads and removals. refused: files that the tier had no room for, or would not make
-    room for. quarantined: files put aside because they were not what their name says. retries: of parts of downloads.
+    hits: what was there, or on its way already for another request. failures: bad files, failed downloads and
+    removals. refused: files that the tier had no room for, or would not make room for. quarantined: files put aside
+    because they were not what their name says. retries: of parts of downloads.
     negative_hits: answers "not there" or "damaged" given without asking again. loads: times from asking to having, of
     what came from this tier.
     """

@@ -33,7 +33,7 @@ from storage.packed_folder import is_digest
 from storage.policies import PolicyName, make_policy
 from storage.threads import Threads, finish
 from storage.tier_load import Load, Sink, State
-from storage.tier_records import Fetched, Histogram, Resident, TierName, TierStats, Visit
+from storage.tier_records import Fetched, Histogram, Purpose, Resident, TierName, TierStats, Visit
 
 __all__ = ["Fetched", "TierName", "TierStats", "Tiers", "Visit"]
 
@@ -77,6 +77,7 @@ class Tiers:
         self._at_once = asyncio.Semaphore(MAX_DOWNLOADS)
         self._loads: dict[str, Load] = {}
         self._kept: dict[str, Fetched] = {}
+        self._came_ahead: set[str] = set()  # brought for requests that have not come yet
         self._negative: TTLCache[str, StorageError] = TTLCache(MAX_NEGATIVE, max(negative_ttl_s, 1e-9), timer)
         self._closed = False
         self._counts: Counter[str] = Counter()
@@ -86,7 +87,9 @@ class Tiers:
         """Finds what is on disk already. Raises StorageUnavailable, StorageFull."""
         await self._disk.open()
 
-    async def fetch(self, digest: str, object_key: str, size_bytes: int, *, anew: bool = False) -> Fetched:
+    async def fetch(
+        self, digest: str, object_key: str, size_bytes: int, purpose: Purpose = "request", *, anew: bool = False
+    ) -> Fetched:
         """The packed file with this digest, in memory and pinned until released.
 
         `anew`: the object may have come since it was last missed. Raises ObjectTooLarge when it can never fit in
@@ -103,18 +106,22 @@ class Tiers:
             )
         if anew:
             self._negative.pop(digest, None)
-        missed = False
+        counted = purpose != "request"
         while True:
             if self._closed:
                 raise StorageUnavailable("the adapter tiers are closed")
             if digest in self._memory:
-                self._counts["memory hits"] += not missed
-                data = self._memory.pin(digest)
+                came_for_this = purpose == "request" and digest in self._came_ahead
+                if not counted:
+                    self._counts["memory misses" if came_for_this else "memory hits"] += 1
+                    self._came_ahead.discard(digest)
+                data = self._memory.pin(digest, asked=purpose == "request" and not came_for_this)
                 return Fetched(self._memory, digest, data, (Visit("memory", 0.0, len(data)),))
-            if not missed:
-                missed = True
-                self._counts["memory misses"] += 1
             load = self._loads.get(digest)
+            if not counted:
+                counted = True
+                on_its_way = load is not None and not load.task.done() and "request" in load.purposes
+                self._counts["memory hits" if on_its_way else "memory misses"] += 1
             if load is None or load.task.done():
                 if (known := self._negative.get(digest)) is not None:
                     self._counts["negative hits"] += 1
@@ -122,6 +129,7 @@ class Tiers:
                 load = self._start(digest, object_key, size_bytes)
             if not load.abandoned and load.data is None:
                 load.object_key = load.object_key or object_key
+                load.purposes.add(purpose)
                 return await self._join(load)
             await asyncio.wait((load.task,))  # it is stopping, or writing to disk what memory has lost already
 
@@ -135,7 +143,7 @@ class Tiers:
                 f"adapter {digest} of {size_bytes} bytes cannot be pinned: {kept} bytes are, and at most half of "
                 f"{self._memory.ledger.max_bytes} can be (tiers.memory_bytes)"
             )
-        fetched = await self.fetch(digest, object_key, size_bytes)
+        fetched = await self.fetch(digest, object_key, size_bytes, "wish")
         if digest in self._kept:
             fetched.release()
         else:
@@ -435,5 +443,7 @@ class Tiers:
         load.state = "host"
         load.landed.set_result(data)
         self._memory.land(load.digest, data, load.waiters)
+        if load.purposes == {"soon"}:
+            self._came_ahead = {each for each in self._came_ahead if each in self._memory} | {load.digest}
         if load.doomed:
             self._memory.doom(load.digest)

@@ -3,11 +3,11 @@
 Closing the iterator before its end (the caller went away) must free everything that the request holds.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from gateway.messages import Chunk, ResolvedRequest
-from runtime.protocol import AdapterRef, AdapterStatus
+from runtime.protocol import AdapterRef, AdapterStatus, CacheReport
 
 
 class Backend(Protocol):
@@ -35,4 +35,28 @@ class Backend(Protocol):
 
     def ready(self) -> str | None:
         """None when requests can be served, else a sentence that says what is missing."""
+        ...
+
+
+class AdapterCache(Protocol):
+    """The tiers of one runtime, for the operator. `runtime.client.RuntimeClient` is one."""
+
+    def pin(self, adapters: Sequence[AdapterRef]) -> None:
+        """Keep exactly these in host memory."""
+        ...
+
+    def warm_up(self, adapters: Sequence[AdapterRef]) -> None:
+        """Bring these to host memory now and after every restart."""
+        ...
+
+    async def prefetch(self, adapter: AdapterRef) -> None:
+        """Bring one to host memory now; best effort."""
+        ...
+
+    async def forget(self, digest: str) -> None:
+        """Drop one from every tier as soon as nobody uses it; best effort."""
+        ...
+
+    async def cache_report(self) -> CacheReport:
+        """What is there. Raises RuntimeLost."""
         ...

@@ -60,6 +60,7 @@ class RuntimeBackend:
     async def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`."""
         asked = request.request
+        await self._bring_nearer(request.adapter)
         try:
             info = await self._client.wait_ready(self._restart_wait_s)
         except RuntimeLost as error:
@@ -109,6 +110,13 @@ class RuntimeBackend:
                             return
         except RuntimeLost as error:
             raise unavailable(error) from error
+
+    async def _bring_nearer(self, adapter: ResolvedAdapter | None) -> None:
+        """What is cold sets out at once: template, tokens and grammar take their time meanwhile."""
+        if adapter is not None:
+            status = self._client.adapter_status(adapter.digest)
+            if status is None or status.resident not in ("device", "memory"):
+                await self._client.prefetch(adapter_ref(adapter), soon=True)
 
     def adapter_status(self, digest: str) -> AdapterStatus | None:
         """See `Backend.adapter_status`."""

@@ -78,7 +78,9 @@ async def set_alias(request: Request, identity: Identity, services: Services) ->
     body = await read_object(request, MAX_BODY_BYTES)
     alias = request.path_params["alias"]
     pointer = _pointer(body)
-    await services.finetunes.versions.point(identity.account_id, _name(request), alias, pointer)
+    finetune = await services.finetunes.versions.point(identity.account_id, _name(request), alias, pointer)
+    if finetune.pinned:
+        await services.caches.refresh(finetune.model)
     return success({"alias": alias, **pointer_json(pointer)})
 
 

@@ -109,6 +109,8 @@ async def delete(request: Request, identity: Identity, services: Services) -> Re
     """DELETE ?when_in_use=drain|refuse: rows at once, objects and tiers after the last answer that needs them."""
     reference, chosen = request.path_params["finetune"], when_in_use(request)
     removed = await services.finetunes.delete(identity.account_id, reference, chosen)
+    if removed.finetune.pinned:
+        await services.caches.refresh(removed.finetune.model)
     return success({"id": removed.finetune.id, "in_use": removed.num_in_use})
 
 
@@ -126,6 +128,8 @@ async def take_upload(request: Request, identity: Identity, services: Services, 
     finetune, version = await services.finetunes.upload(identity.account_id, reference, parts, number)
     if version.status == "ready":
         await prefetch(finetune, version, services)
+        if finetune.pinned:
+            await services.caches.refresh(finetune.model)
     result = {"id": finetune.id, "status": version.status, "missing": version.missing, "version": version.number}
     return success(result)
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from gateway.accounts import Accounts
 from gateway.authorize import build_routes
+from gateway.cache_care import CacheCare
 from gateway.catalog import Catalog
 from gateway.endpoints import finetune_versions as finetune_versions_endpoint
 from gateway.endpoints import finetunes as finetunes_endpoint
@@ -153,6 +154,7 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         accounts=accounts,
         catalog=catalog,
         finetunes=finetunes,
+        caches=CacheCare(finetunes, {}, Settings().tiers),
         logs=missing,
         backends={MODEL: cast(Any, backend)},
         pipeline=missing,

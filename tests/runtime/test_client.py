@@ -230,7 +230,9 @@ async def test_what_was_to_be_forgotten_while_nobody_answered_is_told_at_the_nex
             adapter = await running.upload(0.5)
             await ask(other, adapter=adapter)
         await client.forget(adapter.digest)
-        assert (tmp_path / "tier" / "packed" / adapter.digest).exists()
+        async with asyncio.timeout(10):  # it goes to disk after it was used
+            while not (tmp_path / "tier" / "packed" / adapter.digest).exists():
+                await asyncio.sleep(0.001)
         async with client, asyncio.timeout(10):
             while (tmp_path / "tier" / "packed" / adapter.digest).exists():
                 await asyncio.sleep(0.001)

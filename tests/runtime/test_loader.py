@@ -16,6 +16,7 @@ from storage.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from storage.tier_records import Purpose
 from storage.tiers import Visit
 from tests.runtime.fakes import ref
 
@@ -45,11 +46,34 @@ class FakeTiers:
         self.errors: dict[str, Exception] = {}
         self.held: list[Held] = []
         self.forgotten: list[str] = []
+        self.kept: frozenset[str] = frozenset()
+        self.anew: list[str] = []
+        self.purposes: list[Purpose] = []
+        self.refills = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.at_once = self.most_at_once = 0
 
-    async def fetch(self, digest: str, object_key: str, size_bytes: int) -> Held:
+    async def keep(self, digest: str, object_key: str, size_bytes: int) -> None:
+        await self.gate.wait()
+        if digest in self.errors:
+            raise self.errors[digest]
+        self.kept |= {digest}
+
+    def unkeep(self, digest: str) -> None:
+        self.kept -= {digest}
+
+    async def refill(self) -> int:
+        self.refills += 1
+        if "refill" in self.errors:
+            raise self.errors["refill"]
+        return 3
+
+    async def fetch(
+        self, digest: str, object_key: str, size_bytes: int, purpose: Purpose = "request", *, anew: bool = False
+    ) -> Held:
+        self.anew += [digest] * anew
+        self.purposes.append(purpose)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -183,3 +207,43 @@ async def test_forget_reaches_the_tiers_and_survives_their_failure() -> None:
         async with asyncio.timeout(5):
             while rig.tiers.forgotten != ["x"]:
                 await asyncio.sleep(0)
+
+
+async def test_pins_are_kept_changed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.loader.PIN_RETRY_S", 0.01)
+    async with loading() as rig, asyncio.timeout(5):
+        rig.tiers.errors["y"] = StorageUnavailable("down")
+        rig.loader.pin([ref("x"), ref("y")])
+        while rig.tiers.kept != {"x"}:
+            await asyncio.sleep(0)
+        del rig.tiers.errors["y"]
+        while rig.tiers.kept != {"x", "y"}:
+            await asyncio.sleep(0.001)
+        rig.loader.pin([ref("y"), ref("z")])
+        while rig.tiers.kept != {"y", "z"}:
+            await asyncio.sleep(0)
+        rig.loader.pin([])
+        while rig.tiers.kept:
+            await asyncio.sleep(0)
+
+
+async def test_only_who_brings_a_new_object_undoes_what_is_known_to_be_missing() -> None:
+    async with loading() as rig:
+        rig.loader.warm(ref("x"), soon=True)
+        await rig.next()
+        rig.loader.warm(ref("y"), soon=False)
+        await rig.next()
+        assert (rig.tiers.anew, rig.tiers.purposes) == (["y"], ["soon", "wish"])
+
+
+async def test_memory_is_filled_again_only_when_asked_and_its_failure_hurts_nobody() -> None:
+    for refill in (False, True):
+        rig = Rig(refill=refill)
+        rig.tiers.errors["refill"] = StorageUnavailable("down")
+        rig.tiers.errors["x"] = ObjectMissing("gone")
+        task = asyncio.create_task(rig.loader.run())
+        rig.loader.start(ref("x"))
+        assert isinstance(await rig.next(), LoadFailed)
+        assert rig.tiers.refills == refill
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

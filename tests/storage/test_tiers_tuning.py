@@ -211,3 +211,35 @@ def test_a_histograms_edges() -> None:
     counts = histogram.snapshot().counts
     assert (counts[0], counts[1], counts[-2], counts[-1], sum(counts)) == (2, 1, 1, 1, 5)
     assert len(counts) == len(BOUNDS_S) + 1
+
+
+async def test_a_prefetch_for_a_request_counts_once_and_a_wish_never(open_tiers: Open, objects: GatedObjects) -> None:
+    """Otherwise the figures, and what the policies learn, would say that every cold adapter had been hot."""
+    a, b, c = make(objects, 3)
+    tiers = await open_tiers()
+
+    def figures(digest: str) -> tuple[int, int, int]:
+        stats = tiers.stats()["memory"]
+        return stats.hits, stats.misses, tiers._memory.ledger.uses(digest)
+
+    (await tiers.fetch(*a, "soon")).release()
+    assert figures(a[0]) == (0, 0, 1)
+    (await tiers.fetch(*a)).release()
+    assert figures(a[0]) == (0, 1, 1)
+    (await tiers.fetch(*a, "soon")).release()
+    (await tiers.fetch(*a)).release()
+    assert figures(a[0]) == (1, 1, 2)
+    (await tiers.fetch(*b, "wish")).release()
+    (await tiers.fetch(*b)).release()
+    assert figures(b[0]) == (2, 1, 2)
+    waiting = objects.hold(c[1])
+    tasks = [asyncio.create_task(tiers.fetch(*c, "soon"))]
+    await waiting.wait()
+    tasks += [asyncio.create_task(tiers.fetch(*c)) for _ in range(3)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    objects.let(c[1])
+    for fetched in await asyncio.gather(*tasks):
+        fetched.release()
+    hits, misses, _ = figures(c[0])
+    assert (hits, misses) == (4, 2), "one brought it; the others found it on its way"

@@ -53,7 +53,7 @@ account_autocreate = true
 use = egg:swift#memcache
 [filter:s3api]
 use = egg:swift#s3api
-location = us-east-1
+location = {region}
 [filter:tempauth]
 use = egg:swift#tempauth
 user_test_tester = testing .admin
@@ -99,7 +99,7 @@ class Swift:
                 process.wait()
 
 
-def start(folder: Path) -> Swift:
+def start(folder: Path, region: str = REGION) -> Swift:
     """Writes the settings, starts the four servers and waits until they answer."""
     etc, devices = folder / "etc", folder / "devices"
     etc.mkdir(parents=True)
@@ -114,7 +114,7 @@ def start(folder: Path) -> Swift:
     for kind, port in zip(_KINDS, ports, strict=False):
         _ring(etc, kind, port)
         (etc / f"{kind}-server.conf").write_text(_BACKEND.format(kind=kind, port=port, **common))
-    (etc / "proxy-server.conf").write_text(_PROXY.format(port=swift.port, **common))
+    (etc / "proxy-server.conf").write_text(_PROXY.format(port=swift.port, region=region, **common))
     try:
         for kind in (*_KINDS, "proxy"):
             with (folder / f"{kind}.log").open("wb") as log:
