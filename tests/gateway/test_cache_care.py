@@ -120,8 +120,8 @@ async def test_names_that_mean_nothing(
     await make_ready(plane, tenant, "x")
     for reference in ("x", f"{tenant.id}/y", "nobody/x", "/x", "../x", "cf-public-none", f"{tenant.id}/../x"):
         assert await care(operator, verb, reference, 404) == 7003
-    for reference in ("", None, 5, ["x"]):
-        assert await care(operator, verb, reference, 400) == 5006
+    for wrong in ("", None, 5, ["x"]):
+        assert await care(operator, verb, wrong, 400) == 5006
     assert await care(operator, "drop", "x", 400) == 5006
     assert (cache.pinned, cache.prefetched, cache.forgotten) == ([], [], [])
 
