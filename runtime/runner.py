@@ -92,10 +92,11 @@ class TorchRunner:
         )
         rotations = Rotations(config.kinds, geometry.head_dim, limits.max_positions, torch_device)
         if torch_device.type == "cpu" and compiling.available:
+            if not compiling.is_compiled(dtype):
+                logger.info("compiling the kernels for this processor, which takes some ten seconds, once")
+                compiling.compile_elsewhere(dtype)
             from runtime.models.cpu_program import CpuProgram
 
-            if not compiling.has_code():
-                logger.info("compiling the kernels for this processor, which takes some ten seconds, once")
             program = CpuProgram(decoder, cache, pool, rotations, limits.max_positions, torch.get_num_threads())
             # What torch still does takes microseconds, after which its helpers wait actively, for milliseconds, on the
             # processors that the program's threads need: half of the speed of a small model.

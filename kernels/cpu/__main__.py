@@ -1,12 +1,17 @@
-"""`python -m kernels.cpu bfloat16 float32`: compiles the kernels of these dtypes ahead of the first start."""
+"""`python -m kernels.cpu bfloat16 float32`: compiles the kernels of these dtypes ahead of the first start.
 
+With `--lifeline` it leaves at the end of its standard input, done or not.
+"""
+
+import os
 import sys
+import threading
 import time
 
 from kernels.cpu import compiling
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Says what it does; without Numba there is nothing to do."""
     if not compiling.available:
         print("Numba is not installed: there are no CPU kernels to compile")
@@ -14,15 +19,23 @@ def main() -> None:
     from kernels.cpu.executing import prepare
     from kernels.cpu.vectors import MARKERS
 
-    for dtype in sys.argv[1:] or ["bfloat16"]:
+    if "--lifeline" in arguments:
+        arguments.remove("--lifeline")
+        threading.Thread(target=_leave_with_input, daemon=True).start()
+    for dtype in arguments or ["bfloat16"]:
         if dtype not in MARKERS:
             sys.exit(f"{dtype!r} is not a dtype of weights; there are {', '.join(MARKERS)}")
         began = time.monotonic()
-        prepare(MARKERS[dtype])
-        print(
-            f"kernels for {dtype}: {time.monotonic() - began:.1f} s, kept in {compiling.code_folder() or 'no folder'}"
-        )
+        prepare(dtype)
+        took = time.monotonic() - began
+        print(f"kernels for {dtype}: {took:.1f} s, kept in {compiling.code_folder() or 'no folder'}")
+
+
+def _leave_with_input() -> None:
+    while os.read(0, 4096):  # not sys.stdin, which the end of the process would find locked
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

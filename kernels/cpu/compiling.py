@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 available: Final = importlib.util.find_spec("numba") is not None
 
 _HERE: Final = Path(__file__).parent
+_DONE: Final = ".compiled"
 
 
 def compiled(function: Function) -> Function:
@@ -72,10 +74,29 @@ def code_folder() -> Path | None:
     return None
 
 
-def has_code() -> bool:
-    """Whether anything was compiled before and is still good."""
+def is_compiled(dtype: str) -> bool:
+    """Whether the kernels for weights of this dtype are kept."""
     folder = code_folder()
-    return folder is not None and any(folder.rglob("*.nbc"))
+    return folder is not None and (folder / f"{dtype}{_DONE}").is_file()
+
+
+def note_compiled(dtype: str) -> None:
+    """They are from now on, if there is a folder."""
+    folder = code_folder()
+    if folder is not None:
+        (folder / f"{dtype}{_DONE}").touch(mode=0o600)
+
+
+def compile_elsewhere(dtype: str) -> None:
+    """In a process that ends: the compiler leaves 300 MB behind. When it fails, whoever needs the kernels compiles."""
+    if code_folder() is None or is_compiled(dtype):
+        return
+    command = [sys.executable, "-m", __package__, "--lifeline", dtype]
+    # Its standard input ends with this process, however that ends, and it leaves then.
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, cwd=_HERE.parents[1], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as child:
+        child.wait()
 
 
 def _bases() -> tuple[Path, ...]:

@@ -25,6 +25,9 @@ _P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.flo
 _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 _GELU_A, _GELU_B = np.float32(0.7978845608028654), np.float32(0.044715)  # sqrt(2 / pi), and of the cubic term
 
+# A weight below this changes nothing, and its products with values would be denormal numbers, which are slow.
+_NO_WEIGHT: Final = np.float32(1e-30)
+
 
 @compiled
 def floats(address: int, count: int) -> Any:
@@ -108,7 +111,8 @@ def softmax(x: int, first: int, count: int, columns: int) -> Any:
     for i in range(first):
         numbers[i] = np.float32(0)
     for i in range(first, first + count):
-        numbers[i] = exp(numbers[i] - greatest)
+        weight = exp(numbers[i] - greatest)
+        numbers[i] = np.float32(0) if weight < _NO_WEIGHT else weight  # keeps NaN
     for i in range(first + count, columns):
         numbers[i] = np.float32(0)
     return _sum(x, columns)

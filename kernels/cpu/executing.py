@@ -6,9 +6,10 @@ import numpy as np
 
 from kernels.cpu import records as c
 from kernels.cpu.attention import attend
-from kernels.cpu.compiling import entry
+from kernels.cpu.compiling import entry, note_compiled
 from kernels.cpu.operations import cap, choose, embed, finish, gate, gather, heads, project, weave_rows
 from kernels.cpu.team import barrier
+from kernels.cpu.vectors import MARKERS
 
 
 @entry
@@ -54,7 +55,8 @@ def execute(
         barrier(control, threads)
 
 
-def prepare(marker: Any) -> None:
-    """Compiles `execute` for this type of weights, or finds it compiled: ten seconds, or a tenth of one."""
+def prepare(dtype: str) -> None:
+    """Compiles `execute` for weights of this dtype, or finds it compiled: ten seconds, or a tenth of one."""
     step = c.Step(*(np.zeros(shape, np.int64) for shape in ((0, 4), (0, 4), 0, (0, 5), 0, 0)))
-    execute(marker, c.program([]), step, 0, 0, 1, 0, 0, 0)
+    execute(MARKERS[dtype], c.program([]), step, 0, 0, 1, 0, 0, 0)
+    note_compiled(dtype)

@@ -56,8 +56,9 @@ class CpuProgram:
         self._scratch = _Rows(threads, max(scratch // 4, pool.num_rows))
         self._kept: list[torch.Tensor] = []
         self._program = c.program(self._operations())
-        self._marker = MARKERS[str(decoder.head.dtype).removeprefix("torch.")]
-        prepare(self._marker)
+        dtype = str(decoder.head.dtype).removeprefix("torch.")
+        self._marker = MARKERS[dtype]
+        prepare(dtype)
         self._passes = PassBuilder(pool, cache.block_tokens, tile_tokens(*heads))
         self._team = Team(threads)
 

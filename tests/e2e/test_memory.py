@@ -43,6 +43,6 @@ def test_a_budget_below_one_sequence_is_refused_with_the_numbers(tmp_path: Path)
 
 
 def test_the_budget_becomes_the_cache(tmp_path: Path) -> None:
-    with deploy(tmp_path / "data", LORIKEET_RUNTIME__MEMORY=str(460 * 1024**2)) as deployment:
+    with deploy(tmp_path / "data", LORIKEET_RUNTIME__MEMORY=str(500 * 1024**2)) as deployment:
         assert 0 < deployment.kv_bytes[MODEL] < 30 * 1024**2
         assert deployment.account("a").ask("What does Molbury sell?").status_code == 200

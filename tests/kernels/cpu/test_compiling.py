@@ -60,12 +60,30 @@ def test_nowhere_to_keep_it(package: Path) -> None:
     (package / "__pycache__").write_text("")
     (package.parent / "home").write_text("")
     assert compiling.code_folder() is None
-    assert not compiling.has_code()
+    compiling.note_compiled("float32")
+    assert not compiling.is_compiled("float32")
+    compiling.compile_elsewhere("float32")  # nothing to gain
+
+
+def test_compiling_happens_elsewhere_and_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiling.code_folder() is not None
+    compiling.compile_elsewhere("bfloat16")
+    assert compiling.is_compiled("bfloat16")
+    monkeypatch.setattr("kernels.cpu.compiling.subprocess.Popen", None)
+    compiling.compile_elsewhere("bfloat16")  # not again
+
+
+def test_the_compiler_leaves_with_the_one_that_wants_it() -> None:
+    command = [sys.executable, "-m", "kernels.cpu", "--lifeline", "int8"]
+    code = "import threading; threading.Event().wait()"  # what never ends by itself
+    blocked = [sys.executable, "-c", f"import kernels.cpu.__main__ as m; m._leave_with_input(); {code}"]
+    assert subprocess.run(blocked, stdin=subprocess.DEVNULL, check=False).returncode == 1
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 1
 
 
 def test_without_numba_the_command_says_so() -> None:
     blocked = "import sys; sys.modules['numba'] = None; from kernels.cpu import compiling, __main__ as m; "
-    code = blocked + "compiling.available = False; m.main(); import runtime.runner"
+    code = blocked + "compiling.available = False; m.main([]); import runtime.runner"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Numba is not installed" in done.stdout
 

@@ -95,6 +95,13 @@ def test_softmax_weighs_only_what_is_seen(first: int, count: int) -> None:
     assert total == pytest.approx(weights.sum(), rel=1e-6)
 
 
+def test_weights_that_change_nothing_are_nothing() -> None:
+    x = np.array([0, -60, -75, -87, -1000], np.float32)
+    assert softmax(x.ctypes.data, 0, 5, 5) == 1
+    assert x[1] > 0
+    assert x[2:].tolist() == [0, 0, 0]
+
+
 def test_a_score_that_is_not_a_number_spoils_the_row() -> None:
     """A sequence whose numbers overflowed must be noticed, not answered."""
     x = row(20)
