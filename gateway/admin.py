@@ -58,6 +58,7 @@ def admin_app(services: Services) -> Starlette:
         routes=[
             *(public(row) for row in (*finetunes.ROUTES, *finetune_versions.ROUTES)),
             route("/cache", "GET", _report_cache),
+            route("/cache/trace", "GET", _trace),
             route("/cache/{verb}", "POST", _care_for_cache),
             route("/accounts", "POST", _create_account),
             route("/accounts", "GET", _list_accounts),
@@ -96,6 +97,15 @@ async def _delete_account(request: Request, services: Services) -> Any:
 
 async def _report_cache(request: Request, services: Services) -> Any:
     return await services.caches.report()
+
+
+async def _trace(request: Request, services: Services) -> Any:
+    """GET ?model=&limit=: which adapters the log says were asked for, oldest first, and what is known of each."""
+    query = request.query_params
+    limit = query.get("limit", "1000000")
+    if not limit.isascii() or not limit.isdigit() or len(limit) > 8:
+        raise BadInput("limit must be a whole number", param="limit")
+    return await services.finetunes.trace(query.get("model", ""), int(limit))
 
 
 async def _care_for_cache(request: Request, services: Services) -> Any:

@@ -10,6 +10,7 @@ from gateway.commands import (
     adapter_versions,
     adapters,
     cache,
+    cache_simulate,
     demo,
     logs,
     runtime,
@@ -37,6 +38,7 @@ adapters.app.command("rollback")(adapter_versions.rollback)
 adapters.app.command("pull")(adapter_files.pull)
 adapters.app.command("merge")(adapter_files.merge)
 app.add_typer(adapters.app, name="adapters")
+cache.app.command("simulate")(cache_simulate.simulate)
 app.add_typer(cache.app, name="cache")
 app.add_typer(logs.app, name="logs")
 

@@ -12,7 +12,7 @@ from sqlalchemy import Select, and_, delete, func, insert, or_, select, tuple_, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.finetune_records import Finetune, Pointer, StoredFile, Version
-from storage.tables import accounts, finetune_aliases, finetune_files, finetune_versions, finetunes
+from storage.tables import accounts, finetune_aliases, finetune_files, finetune_versions, finetunes, logs
 
 
 async def find(connection: AsyncConnection, account_id: str, reference: str) -> Finetune | None:
@@ -75,6 +75,16 @@ async def by_digest(connection: AsyncConnection, digests: list[str]) -> dict[str
         for digest, account_id, name, number in await connection.execute(part):
             owners.setdefault(digest, []).append((account_id, name, number))
     return owners
+
+
+async def trace(connection: AsyncConnection, model: str, limit: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    """Digests of the last requests with adapters to a model, oldest first; (bytes, rank) of those still known."""
+    query = select(logs.c.adapter_digest).where(logs.c.adapter_digest.is_not(None), logs.c.model == model)
+    digests = list(await connection.scalars(query.order_by(logs.c.created_at.desc()).limit(limit)))[::-1]
+    columns = (finetune_versions.c.digest, finetune_versions.c.size_bytes, finetune_versions.c.rank)
+    known = await connection.execute(select(*columns).where(finetune_versions.c.digest.is_not(None)))
+    asked = set(digests)
+    return digests, {digest: (size, rank) for digest, size, rank in known if digest in asked}
 
 
 async def list_pinned(connection: AsyncConnection) -> list[Finetune]:

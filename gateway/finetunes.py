@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gateway import finetune_rows as rows
 from gateway.catalog import Catalog, CatalogModel
@@ -171,6 +171,12 @@ class Finetunes:
         """Who has weights of these digests: (account, name, version)."""
         async with self._desk.database.read() as connection:
             return await rows.by_digest(connection, digests)
+
+    async def trace(self, model: str, limit: int) -> dict[str, Any]:
+        """What the log says of requests with adapters, for `lorikeet cache simulate`."""
+        async with self._desk.database.read() as connection:
+            digests, known = await rows.trace(connection, model, limit)
+        return {"requests": digests, "adapters": known}
 
     async def describe(self, account_id: str, reference: str, description: str | None) -> Finetune:
         """Sets the description. Raises ObjectNotFound, BadInput."""

@@ -84,8 +84,8 @@ class Tiers(_Section, frozen=True):
 
     memory_bytes: Positive | None = None
     disk_bytes: Positive = 20 * 1024**3
-    memory_policy: PolicyName = "lru"
-    disk_policy: PolicyName = "lru"
+    memory_policy: PolicyName = "gdsf"
+    disk_policy: PolicyName = "gdsf"
     path: str = ""
     giants_share: Share = 0.25
     negative_ttl_s: Annotated[float, Meta(ge=0)] = 5.0

@@ -109,7 +109,12 @@ def _set(loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Stats]", stats
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, *, limits: dict[str, Any] | None = None, tcp: bool = False, **options: Any
+    folder: Path,
+    *,
+    limits: dict[str, Any] | None = None,
+    tcp: bool = False,
+    tier_options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Serving]:
     """Starts a service and stops it at the end."""
     runner = GatedRunner(num_blocks=256, num_rows=64)
@@ -120,7 +125,7 @@ async def serving(
         return Engine(runner, MODEL, engine_limits, loads, time.monotonic)
 
     objects = LocalObjects(folder / "objects")
-    tiers = Tiers(objects, folder / "tier", memory_bytes=2**20, disk_bytes=2**20)
+    tiers = Tiers(objects, folder / "tier", **{"memory_bytes": 2**20, "disk_bytes": 2**20, **(tier_options or {})})
     await tiers.open()
     options = {"token": TOKEN, "drain_s": 5.0, **options}
     service = RuntimeService(make_engine, time.monotonic, MODEL, tiers, **options)
