@@ -24,7 +24,8 @@ def test_look_pin_warm_evict_simulate(deployment: Deployment, tmp_path: Path) ->
     caller = deployment.account("caching")
     for name in ("tides-json", "moons-table"):
         caller.upload(name, ADAPTERS_FOLDER / name)
-    digest = caller.http().get("/ai/finetunes/tides-json").json()["result"]["digest"]
+    with caller.http() as http:
+        digest = http.get("/ai/finetunes/tides-json").json()["result"]["digest"]
     for _ in range(3):
         assert caller.ask("What does Molbury sell?", lora="tides-json").status_code == 200
 
