@@ -13,7 +13,7 @@ PEER_PACKAGES := llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix train-demo bench-runtime bench-peers clean
+.PHONY: help demo serve test check fix train-demo bench-runtime bench-tiers bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench-peers: ## build llama.cpp for bench-runtime, in peers/ (about seven minute
 	@$(PEERS)/bin/python -c "import gguf, llama_cpp" 2>/dev/null || { echo "Building llama.cpp in $(PEERS) (about seven minutes)"; \
 		$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
 		$(PEER_PACKAGES) $(ONE_LINE); }
+
+bench-tiers: $(VENV)/.dev ## adapter tiers beside plain transfers, and 2,000 adapters on the demo base (BENCH="--quick")
+	@$(BIN)/python -m infra.bench.tiers $(BENCH)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
