@@ -1,7 +1,8 @@
 """What people may call their accounts, tokens and finetunes, and when two such names count as the same.
 
 Names are shown in terminals, logs and other people's lists, so nothing invisible or direction-changing gets in, and
-two names that look alike to a reader (case, width, composition) count as one.
+two names that look alike to a reader (case, width, composition, letters of other alphabets that are drawn the same,
+dashes) count as one. Letters and digits that only resemble each other (l, I and 1, O and 0) are left alone.
 """
 
 import unicodedata
@@ -13,6 +14,12 @@ MAX_NAME_CHARS: Final = 128
 
 # Controls, format characters (zero width, bidi), surrogates, private use, unassigned, line and paragraph separators.
 _REFUSED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+# Cyrillic, Greek and Armenian letters, then dashes, each above what it is drawn like; case-folded.
+_DRAWN_ALIKE: Final = str.maketrans(
+    "авекмнорстухѕіјԁһӏԛԝьαβεζηικμνορτυχγօսոհցıɑɡ‐‒–—−⁃",
+    "abekmhopctyxsijdhlqwbabeznikmvoptuxyounhgiag------",
+)
 
 
 def checked_name(text: object, what: str, param: str = "name") -> str:
@@ -35,8 +42,9 @@ def checked_name(text: object, what: str, param: str = "name") -> str:
 
 
 def likeness(name: str) -> str:
-    """Equal for names that a reader takes for the same: compatibility-composed and without case."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    """Equal for names that a reader takes for the same; never shown."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return folded.translate(_DRAWN_ALIKE)
 
 
 def printable(text: str, max_chars: int = MAX_NAME_CHARS) -> str:

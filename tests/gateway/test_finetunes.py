@@ -105,7 +105,8 @@ async def test_bad_create_is_refused(plane: Plane, tenant: Tenant, body: bytes, 
     [
         " lead", "trail ", "a" * 129, "tab\there", "zero\u200bwidth", "bidi\u202etxt", "nul\0", "a/b", "a\\b",
         ".", "..", "line\u2028", "cf-public-mine", "CF-Public-x", "ｃｆ-public-y", "public",
-        "6f1c0c0e-7d0e-4d5b-9f3d-2b6e6f6f1f11", "\ud7ff\ue000",
+        "6f1c0c0e-7d0e-4d5b-9f3d-2b6e6f6f1f11", "\ud7ff\ue000", "\u0441f-public-x", "cf\u2013public\u2013x",
+        "cf-\u0440ublic-x", "\u0440ublic", "CF\u2010PUBLIC\u2010X", "cf-publ\u0131c-x",
     ],
 )  # fmt: skip
 async def test_bad_names_are_refused(plane: Plane, tenant: Tenant, name: str) -> None:
@@ -118,6 +119,16 @@ async def test_names_that_look_alike_count_as_one(plane: Plane, tenant: Tenant) 
     for same in ("Cafe\u0301", "café", "Ｃａｆé"):
         with pytest.raises(BadInput, match="exists already"):
             await plane.finetunes.create(tenant.id, MODEL, same)
+    await plane.finetunes.create(tenant.id, MODEL, "support-tone")
+    for same in (
+        "su\u0440\u0440ort-tone",
+        "SUPPORT\u2013T\u041eNE",
+        "\u0455upport-ton\u0435",
+        "supp\u03bfrt\u2212tone",
+    ):
+        with pytest.raises(BadInput, match="exists already"):
+            await plane.finetunes.create(tenant.id, MODEL, same)
+    await plane.finetunes.create(tenant.id, MODEL, "\u043c\u043e\u0434\u0435\u043b\u044c")  # a word of its own alphabet
     other = await plane.tenant("other")
     await plane.finetunes.create(other.id, MODEL, "Café")
     found = await plane.finetunes.get(tenant.id, "Cafe\u0301")

@@ -3,6 +3,7 @@
 import io
 import json
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
 
+from gateway.demo import ADAPTERS_FOLDER
+from gateway.ingest.adapter import WEIGHTS_FILE
 from gateway.ingest.safetensors_header import BadHeader, Tensor, read_header
+from tests.gateway import tiny_adapters as tiny
 
 GOOD: dict[str, Any] = {
     "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -184,16 +188,77 @@ def nearly_good_files(draw: st.DrawFn) -> bytes:
 @example(file_of(GOOD))
 @example(file_of({}, b""))
 def test_accepted_files_load_in_the_stock_loader_with_the_same_shapes(file: bytes) -> None:
+    agree(file)
+
+
+def agree(file: bytes) -> bool:
+    """Whether it is accepted; then the stock loader reads the same tensors out of it."""
     try:
         tensors = read(file)
     except BadHeader:
-        return
+        return False
     stock = dict(deserialize(file))  # type: ignore[no-untyped-call] # Rust without stubs
     assert {tensor.name for tensor in tensors} == set(stock)
     for tensor in tensors:
         assert list(tensor.shape) == list(stock[tensor.name]["shape"])
         assert tensor.dtype == stock[tensor.name]["dtype"]
         assert file[tensor.start : tensor.stop] == bytes(stock[tensor.name]["data"])
+    return True
+
+
+def _seed(path: Path) -> bytes:
+    """A real file whose tensors shrink to two elements each: its names, types and order stay."""
+    with path.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    place = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            size = 2 * ITEM[entry["dtype"]]
+            entry |= {"shape": [1, 2], "data_offsets": [place, place + size]}
+            place += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(place)
+
+
+SEEDS = [tiny.weights(), *(_seed(folder / WEIGHTS_FILE) for folder in sorted(ADAPTERS_FOLDER.iterdir()))]
+JUNK = st.one_of(
+    st.binary(max_size=6),
+    st.sampled_from([b'"', b"}", b"{", b"[0,", b"]", b",", b"0", b"-", b"1e1", b"\\u0041", b" ", b"\n", b"../", b"\0"]),
+)
+
+
+@st.composite
+def mutated_files(draw: st.DrawFn) -> bytes:
+    """A real file with a few pieces of its header overwritten, cut out, repeated or pushed in."""
+    file = draw(st.sampled_from(SEEDS))
+    length = int.from_bytes(file[:8], "little")
+    text, data = bytearray(file[8 : 8 + length]), file[8 + length :]
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        stop = min(len(text), start + draw(st.sampled_from([0, 1, 1, 2, 5, 80, 200])))
+        text[start:stop] = draw(st.sampled_from([bytes(text[start:stop]) * 2, b"", draw(JUNK), draw(JUNK)]))
+    told = len(text) + draw(st.sampled_from([0, 0, 0, 0, 0, 1, -1, 7]))
+    return max(0, told).to_bytes(8, "little") + bytes(text) + data
+
+
+@settings(max_examples=1500, deadline=None)
+@given(mutated_files())
+@example(SEEDS[0])
+@example(SEEDS[-1])
+def test_mutated_real_files_load_in_the_stock_loader_or_are_refused(file: bytes) -> None:
+    agree(file)
+
+
+def test_mutations_reach_accepted_and_refused_files() -> None:
+    counts = {True: 0, False: 0}
+
+    @settings(max_examples=300, deadline=None, database=None)
+    @given(mutated_files())
+    def count(file: bytes) -> None:
+        counts[agree(file)] += 1
+
+    count()
+    assert min(counts.values()) >= 10, counts
 
 
 def test_the_strategy_reaches_accepted_files() -> None:
