@@ -1,14 +1,13 @@
 """The disk tier: whole packed files in a folder, within a byte budget; a restart finds them again.
 
-A name is a promise: the SHA-256 of all bytes is checked while a file is written and again on every read, so a flipped
-bit is found before it is served. Several processes may share the folder (`packed_folder.py`): each counts what all of
-them have there, brings what no other is bringing, and evicts nothing that another holds. The order of eviction is each
-one's own. Changes run one at a time, in the order in which they were decided, so that the removal of a victim cannot
-hit a newer file of the same name.
+A name is a promise: the SHA-256 of all bytes is checked while a file is written, and every read is checked again
+(`verified_read.py`), so a flipped bit is found before it is served. Several processes may share the folder
+(`packed_folder.py`): each counts what all of them have there, brings what no other is bringing, and evicts nothing that
+another holds. The order of eviction is each one's own. Changes run one at a time, in the order in which they were
+decided, so that the removal of a victim cannot hit a newer file of the same name.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +21,7 @@ from storage.ledger import GIANTS_SHARE, Ledger
 from storage.packed_folder import Listing, PackedFolder
 from storage.policies import EvictionPolicy
 from storage.threads import Threads
-from storage.verified_read import READERS, Sums, chunk_sums, read_verified
+from storage.verified_read import READERS, Proof, Sums, chunk_sums, read_verified, stamp
 
 _THREADS: Final = 4
 _OTHERS: Final = "others"  # what other processes are writing just now; no digest
@@ -56,7 +55,7 @@ class DiskTier:
         self._sizes: dict[str, int] = {}
         self._writing: set[str] = set()
         self._elsewhere: set[str] = set()  # pinned here because another process holds them
-        self._sums: dict[str, Sums] = {}
+        self._proofs: dict[str, Proof] = {}
 
     async def open(self) -> None:
         """Counts what is there, oldest use first. Raises StorageUnavailable, StorageFull."""
@@ -219,7 +218,7 @@ class DiskTier:
             stay = await self._names.run(self._folder.evict, victims)
             for gone in set(victims) - set(stay):
                 self._sizes.pop(gone, None)
-                self._sums.pop(gone, None)
+                self._proofs.pop(gone, None)
             victims = []
             for digest in stay:
                 evicted = self.ledger.add(digest, self._sizes[digest])
@@ -244,16 +243,14 @@ class DiskTier:
         fd = self._folder.descriptor(digest)
         if fd is None:
             raise StorageUnavailable(f"adapter {digest} is not on disk any more")
-        data, self._sums[digest] = read_verified(
-            fd, size_bytes, digest, self._sums.get(digest), self._allocate, self._hashing
+        data, self._proofs[digest] = read_verified(
+            fd, size_bytes, digest, self._proofs.get(digest), self._allocate, self._hashing
         )
-        with suppress(OSError):
-            os.utime(fd)  # the order of use, for the next start; not worth a failed read
         return data
 
     async def _remove(self, digest: str) -> None:
         self._sizes.pop(digest, None)
-        self._sums.pop(digest, None)
+        self._proofs.pop(digest, None)
         self._folder.let_go(digest)
         try:
             async with self._deciding(to_change=True):
@@ -266,7 +263,7 @@ class DiskTier:
         self._writing.discard(digest)
         self._elsewhere.discard(digest)
         self._sizes.pop(digest, None)
-        self._sums.pop(digest, None)
+        self._proofs.pop(digest, None)
         self._folder.let_go(digest)
 
     async def _try_claim(self, digest: str) -> bool:
@@ -293,12 +290,13 @@ class DiskWrite:
         tier, published, done = self._tier, False, False
         try:
             with suppress(OSError):
-                if data is not None:
-                    tier._sums[self._digest] = await tier._threads.run(chunk_sums, data, tier._hashing)
+                sums = None if data is None else await tier._threads.run(chunk_sums, data, tier._hashing)
                 await tier._threads.run(self._file.sync)
                 async with tier._deciding(to_change=True):
                     await tier._names.run(tier._folder.publish, self._file, self._digest)
                     published = await tier._names.run(tier._folder.hold, self._digest)
+                if published and sums is not None:
+                    self._prove(sums)
                 done = published
         finally:
             if done:
@@ -307,6 +305,12 @@ class DiskWrite:
                 await tier._give_up(self._file, self._digest)
         tier.refused += not done
         return done
+
+    def _prove(self, sums: Sums) -> None:
+        """Raises OSError."""
+        fd = self._tier._folder.descriptor(self._digest)
+        if fd is not None:
+            self._tier._proofs[self._digest] = Proof(stamp(fd), sums)
 
     async def abandon(self, *, corrupt: bool = False) -> None:
         """Nothing is kept; of corrupt bytes a copy is put aside."""

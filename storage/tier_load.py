@@ -7,6 +7,7 @@ from typing import Literal
 
 from storage.disk_tier import DiskWrite
 from storage.errors import ObjectCorrupt, StorageError, StorageUnavailable
+from storage.threads import Threads, finish
 from storage.tier_records import Purpose, Visit
 
 State = Literal["absent", "fetching", "disk", "reading", "host"]
@@ -56,22 +57,49 @@ class Load:
 
 
 class Sink:
-    """Where a download's bytes go: to memory, to disk, or both; and their digest. `take` runs in a thread."""
+    """Where a download's bytes go: to memory, to disk, or both; and their digest.
+
+    One thread hashes a chunk while another keeps it and the next one is on its way. `settle` before anything is done
+    with what was written.
+    """
 
     def __init__(
-        self, load: Load, data: memoryview | None, write: DiskWrite | None, clock: Callable[[], float]
+        self, load: Load, data: memoryview | None, write: DiskWrite | None, threads: Threads, clock: Callable[[], float]
     ) -> None:
         self.data, self.write = data, write
         self.write_failed = False
         self.first_bytes_at: float | None = None
-        self._load, self._clock = load, clock
+        self._load, self._threads, self._clock = load, threads, clock
         self._sha = hashlib.sha256()
         self._filled = 0
+        self._work: tuple[asyncio.Task[None], ...] = ()
 
-    def take(self, chunk: bytes | bytearray) -> None:
-        """The next bytes. A disk that does not take them is left out from then on."""
+    async def take(self, chunk: bytes | bytearray) -> None:
+        """The next bytes; returns when those before them are done with."""
         self.first_bytes_at = self.first_bytes_at or self._clock()
-        self._sha.update(chunk)
+        await self.settle()
+        self._work = (
+            asyncio.create_task(self._threads.run(self._sha.update, chunk), name="hash chunk"),
+            asyncio.create_task(self._threads.run(self._keep, chunk), name="keep chunk"),
+        )
+
+    async def settle(self) -> None:
+        """Until no thread is at work for it, also when the caller is cancelled."""
+        work, self._work = self._work, ()
+        if work:
+            await finish(asyncio.wait(work))
+            for each in work:
+                each.result()
+
+    def check(self) -> None:
+        """Raises ObjectCorrupt when these are not the bytes."""
+        if self._sha.hexdigest() != self._load.digest:
+            raise ObjectCorrupt(
+                f"adapter {self._load.digest}: the object store gave bytes of digest {self._sha.hexdigest()}"
+            )
+
+    def _keep(self, chunk: bytes | bytearray) -> None:
+        """A disk that does not take the bytes is left out from then on."""
         if self.data is not None:
             self.data[self._filled : self._filled + len(chunk)] = chunk
         self._filled += len(chunk)
@@ -80,10 +108,3 @@ class Sink:
                 self.write.append(chunk)
             except OSError:
                 self.write_failed = True
-
-    def check(self) -> None:
-        """Raises ObjectCorrupt when these are not the bytes."""
-        if self._sha.hexdigest() != self._load.digest:
-            raise ObjectCorrupt(
-                f"adapter {self._load.digest}: the object store gave bytes of digest {self._sha.hexdigest()}"
-            )

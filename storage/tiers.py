@@ -360,7 +360,7 @@ class Tiers:
         corrupt, done = False, False
         try:
             data = await self._threads.run(self._allocate, load.size_bytes) if load.reserved else None
-            sink, began = Sink(load, data, write, self._clock), self._clock()
+            sink, began = Sink(load, data, write, self._threads, self._clock), self._clock()
             await self._stream(load, object_key, sink)
             ended = self._clock()
             first = sink.first_bytes_at or ended
@@ -400,10 +400,13 @@ class Tiers:
     async def _stream(self, load: Load, object_key: str, sink: Sink) -> None:
         """Everything into the sink, checked. Raises the errors of storage."""
         try:
-            async with aclosing(self._downloads.chunks(object_key, load.size_bytes)) as chunks:
-                async for chunk in chunks:
-                    self._counts["object bytes"] += len(chunk)
-                    await self._threads.run(sink.take, chunk)
+            try:
+                async with aclosing(self._downloads.chunks(object_key, load.size_bytes)) as chunks:
+                    async for chunk in chunks:
+                        self._counts["object bytes"] += len(chunk)
+                        await sink.take(chunk)
+            finally:
+                await sink.settle()
             sink.check()
         except ObjectMissing:
             self._counts["object misses"] += 1
