@@ -18,8 +18,9 @@ from typing import Protocol
 from runtime.adapter import MAX_LEASES, Way
 from runtime.protocol import AdapterRef, Failure, TierVisit
 from storage.errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageError
+from storage.fetched import Fetched
 from storage.packed import Packed, read_packed
-from storage.tier_records import Fetched, Purpose, Resident, TierName, TierStats
+from storage.tier_records import Purpose, Resident, TierName, TierStats
 
 logger = logging.getLogger(__name__)
 

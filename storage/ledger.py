@@ -19,10 +19,10 @@ GIANTS_SHARE: Final = 0.25
 
 
 class _Entry:
-    __slots__ = ("doomed", "pins", "size_bytes", "uses")
+    __slots__ = ("doomed", "giant", "pins", "size_bytes", "uses")
 
-    def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
+    def __init__(self, size_bytes: int, giant: bool) -> None:
+        self.size_bytes, self.giant = size_bytes, giant
         self.pins = self.uses = 1
         self.doomed = False
 
@@ -82,16 +82,17 @@ class Ledger:
         with `must` false, when it is a giant that small ones would have to make room for.
         """
         assert key not in self._entries
-        if not self.fits(size_bytes) or (not must and self._would_flush(size_bytes)):
+        giant = size_bytes > self._giant_bytes
+        if not self.fits(size_bytes) or (giant and not must and self._would_flush(size_bytes)):
             return None
-        if self._is_giant(size_bytes):
+        if giant:
             self._giants_used += size_bytes
         evicted = []
         while self.used_bytes + size_bytes > self.max_bytes:
             evicted.append(self._victim())
             self.evictions += 1
             self.remove(evicted[-1])
-        self._entries[key] = _Entry(size_bytes)
+        self._entries[key] = _Entry(size_bytes, giant)
         self._policy.enter(key, size_bytes)
         self.used_bytes += size_bytes
         self.pinned_bytes += size_bytes
@@ -118,7 +119,7 @@ class Ledger:
         if not entry.pins:
             self.pinned_bytes -= entry.size_bytes
             self._policy.idle(key)
-            if self._is_giant(entry.size_bytes):
+            if entry.giant:
                 self._idle_giants[key] = entry.size_bytes
         return False
 
@@ -128,7 +129,7 @@ class Ledger:
         entry.uses += 1
         self._policy.use(key)
         self._policy.idle(key)
-        if key in self._idle_giants:
+        if self._idle_giants and key in self._idle_giants:
             self._idle_giants.move_to_end(key)
 
     def doom(self, key: str) -> bool:
@@ -148,22 +149,15 @@ class Ledger:
         self.used_bytes -= entry.size_bytes
         if entry.pins:
             self.pinned_bytes -= entry.size_bytes
-        if self._is_giant(entry.size_bytes):
+        if entry.giant:
             self._giants_used -= entry.size_bytes
             self._idle_giants.pop(key, None)
         self._policy.leave(key)
 
-    def _is_giant(self, size_bytes: int) -> bool:
-        return size_bytes > self._giant_bytes
-
     def _would_flush(self, size_bytes: int) -> bool:
         """Whether small ones would have to go for a giant, beyond the giants' share."""
         lacking = self.used_bytes + size_bytes - self.max_bytes
-        return (
-            self._is_giant(size_bytes)
-            and lacking > sum(self._idle_giants.values())
-            and self._giants_used + size_bytes > self._giants_quota
-        )
+        return lacking > sum(self._idle_giants.values()) and self._giants_used + size_bytes > self._giants_quota
 
     def _victim(self) -> str:
         if self._giants_used > self._giants_quota and self._idle_giants:

@@ -72,15 +72,16 @@ def pass_through(
 ) -> Passed:
     """One tier. `must`: whether it takes everything that fits it (memory does; a disk may pass a giant by)."""
     ledger, hits = Ledger(budget, make_policy(policy, budget), giants_share), 0
+    add, touch, unpin = ledger.add, ledger.touch, ledger.unpin
     missed: list[str] = []
     for name in requests:
         if name in ledger:
-            ledger.touch(name)
+            touch(name)
             hits += 1
         else:
             missed.append(name)
-            if ledger.add(name, sizes[name], must=must) is not None:
-                ledger.unpin(name)
+            if add(name, sizes[name], must=must) is not None:
+                unpin(name)
     return Passed(hits, missed)
 
 

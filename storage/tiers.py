@@ -26,6 +26,7 @@ from storage.buffers import Allocate, allocate
 from storage.disk_tier import DiskTier, DiskWrite
 from storage.downloads import Downloads
 from storage.errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageError, StorageUnavailable
+from storage.fetched import Fetched
 from storage.ledger import GIANTS_SHARE
 from storage.memory_tier import MemoryTier
 from storage.objects.base import ObjectStore, check_key
@@ -33,7 +34,7 @@ from storage.packed_folder import is_digest
 from storage.policies import PolicyName, make_policy
 from storage.threads import Threads, finish
 from storage.tier_load import Load, Sink, State
-from storage.tier_records import Fetched, Histogram, Purpose, Resident, TierName, TierStats, Visit
+from storage.tier_records import Histogram, Purpose, Resident, TierName, TierStats, Visit
 
 __all__ = ["Fetched", "TierName", "TierStats", "Tiers", "Visit"]
 

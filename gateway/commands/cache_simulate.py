@@ -20,6 +20,7 @@ from gateway.png_plot import write_png
 from gateway.settings import DEMO_MODEL, Settings
 from storage.policies import POLICIES, PolicyName
 from storage.simulation import (
+    MAX_REPLAYED,
     Adapter,
     Point,
     Trace,
@@ -105,7 +106,7 @@ def replay(trace: Trace, settings: Settings, report: Mapping[str, Any]) -> dict[
         "device": [
             Point("lru", size, len(missed) / total, len(missed))
             for size in sorted({*row_sizes, rows})
-            for missed in (through_device(trace, size).missed,)
+            for missed in ((device if size == rows else through_device(trace, size)).missed,)
         ],
         "memory": curve(device.missed, sizes, POLICIES, budgets_for(trace, memory), giants_share=share),
         "disk": curve(in_memory.missed, sizes, POLICIES, budgets_for(trace, disk), giants_share=share, must=False),
@@ -116,6 +117,7 @@ def replay(trace: Trace, settings: Settings, report: Mapping[str, Any]) -> dict[
     ) / total
     return {
         "requests": total,
+        "requests_of_a_point": min(total, MAX_REPLAYED),
         "adapters": len(trace.adapters),
         "footprint_bytes": sum(sizes.values()),
         "settings": {"adapter_rows": rows, "memory_bytes": memory, "disk_bytes": disk,
@@ -216,6 +218,8 @@ def _draw(path: Path, found: Mapping[str, Any]) -> None:
 
 def _show(found: Mapping[str, Any], output: Path | None) -> None:
     print(f"{found['requests']} requests for {found['adapters']} adapters of {in_bytes(found['footprint_bytes'])}")
+    if found["requests_of_a_point"] < found["requests"]:
+        print(f"each point of a curve replays the first {found['requests_of_a_point']}; what is set now, all")
     for tier, points in found["curves"].items():
         budgets = sorted({point["budget"] for point in points})
         by_policy: dict[str, dict[int, float]] = {}

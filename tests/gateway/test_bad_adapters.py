@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -85,7 +84,7 @@ ARCHIVES: dict[str, Callable[[Path], bytes]] = {
     "pickle": lambda folder: pickle.dumps(Canary(folder / "canary")),
     "torch": lambda folder: torch_file({"a": Canary(folder / "canary")}),
     "torch, the old way": lambda folder: torch_file(Canary(folder / "canary"), _use_new_zipfile_serialization=False),
-    "numpy": lambda folder: np.lib.format.magic(1, 0) + bytes(100),
+    "numpy": lambda folder: b"\x93NUMPY\1\0" + bytes(100),
     "gguf": lambda folder: b"GGUF" + bytes(100),
     "html": lambda folder: b"<!doctype html><title>404</title>",
     "git lfs": lambda folder: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 80000000\n",

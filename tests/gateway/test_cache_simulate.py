@@ -15,7 +15,7 @@ from gateway.commands.cache_simulate import replay
 from gateway.png_plot import write_png
 from gateway.settings import Settings, Tiers
 from storage.policies import POLICIES
-from storage.simulation import Adapter, Trace, pass_through, through_device, zipf_trace
+from storage.simulation import MAX_REPLAYED, Adapter, Trace, pass_through, through_device, zipf_trace
 
 
 def simulate(tmp_path: Path, *arguments: str, code: int = 0) -> Any:
@@ -118,5 +118,6 @@ def test_a_picture_of_nothing_and_of_one_point(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_million_requests_in_half_a_minute(tmp_path: Path) -> None:
     began = time.process_time()
-    replay(zipf_trace(2000, 1.0, 1_000_000, 5_000_000), Settings(), {})
+    found = replay(zipf_trace(2000, 1.0, 1_000_000, 5_000_000), Settings(), {})
     assert time.process_time() - began < 30
+    assert (found["requests"], found["requests_of_a_point"]) == (1_000_000, MAX_REPLAYED)

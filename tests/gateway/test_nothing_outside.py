@@ -7,7 +7,7 @@ lead elsewhere. Folders are opened step by step inside the object store, so a re
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,13 @@ def test_the_watch_sees_what_strays(tmp_path: Path) -> None:
     """Its silence would mean nothing otherwise."""
     (tmp_path / "in").mkdir()
     folder = os.open(tmp_path / "in", os.O_RDONLY)
-    for stray in (
+    strays: tuple[Callable[[], object], ...] = (
         lambda: (tmp_path / "in" / ".." / "out").mkdir(),
         lambda: open("/etc/passwd").close(),
         lambda: os.close(os.open("../out", os.O_RDONLY, dir_fd=folder)),
         lambda: os.rename(tmp_path / "in", tmp_path / "away"),
-    ):
+    )
+    for stray in strays:
         with pytest.raises(AssertionError), watched(tmp_path / "in"):
             stray()
     os.close(folder)
