@@ -74,7 +74,7 @@ def simulate(
         raise CommandFailed("no request with an adapter is there to replay")
     found = replay(trace, settings, report)
     if output is not None:
-        _draw(output, found)
+        draw(output, found)
     if as_json:
         print_json(found)
     else:
@@ -203,7 +203,8 @@ def _filled(requests: list[str], known: dict[str, Adapter], size_bytes: int, ran
     return Trace(requests, {name: known.get(name, Adapter(size_bytes, rank)) for name in dict.fromkeys(requests)})
 
 
-def _draw(path: Path, found: Mapping[str, Any]) -> None:
+def draw(path: Path, found: Mapping[str, Any]) -> None:
+    """The curves that `replay` found, a panel for each tier. Raises CommandFailed."""
     panels = []
     for tier, points in found["curves"].items():
         lines: dict[str, list[tuple[float, float]]] = {}

@@ -3,171 +3,164 @@
     python -m infra.bench.tiers [--quick] [--json | --markdown]
 
 One packed adapter of rank 16 for a 7B model (80 MB): from disk to checked memory beside a plain read of the same file,
-warm and cold; parsing; from the object store to memory beside the bare transfer. Then a real runtime process on the
-demo base, sixteen callers at once: one adapter, a hot set that fits the device, and 2,000 adapters by Zipf, with the
-process's memory all along (bench-results/tiers-memory.png). Rounds alternate; figures are medians.
+warm and cold; parsing; from the object store to memory beside the bare transfer, for a local folder and, where the
+tests' S3 server is installed, for that (`tier_transfers.py`). Then a real runtime process on the demo base, sixteen
+callers at once: one adapter, a hot set that fits the device, and 2,000 adapters by Zipf. All its requests are replayed
+through the simulator. Rounds alternate; figures are medians. Pictures of that run: bench-results/tiers-memory.png (the
+process all along) and tiers-curves.png (what other sizes and policies would have missed); its requests, for
+`lorikeet cache simulate --from`: tiers-trace.jsonl.
 """
 
 import argparse
 import asyncio
 import hashlib
-import io
+import json
 import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
+from gateway.commands.cache_simulate import draw, replay
 from gateway.demo import BASE_FOLDER
 from gateway.png_plot import write_png
+from gateway.settings import Settings
 from infra.bench.children import ROOT
 from infra.bench.rows import Row, markdown, print_rows, write_rows
+from infra.bench.tier_transfers import packed, transfers
 from runtime.client import RuntimeClient
 from runtime.config import RuntimeConfig
-from runtime.protocol import AdapterRef, SamplingParams
-from storage.disk_tier import DiskTier
-from storage.geometry import MODULES, Geometry
+from runtime.protocol import AdapterRef, CacheReport, SamplingParams
+from storage.geometry import Geometry
 from storage.objects.base import single
 from storage.objects.local import LocalObjects
-from storage.packed import LoraMatrices, read_packed, write_packed
-from storage.tiers import Tiers
+from storage.simulation import Adapter, Trace
 
 RESULTS: Final = ROOT / "bench-results"
-SEVEN_B: Final = Geometry("llama", 32, 4096, 11008, 32, 32, 128)
-RANK: Final = 16
 CALLERS: Final = 16
 TOKENS: Final = 24
+CROWD_RANK: Final = 8
 MEMORY_BYTES: Final = 64 * 1024**2
 DISK_BYTES: Final = 512 * 1024**2
 
 
-def packed(geometry: Geometry, rank: int, seed: int) -> bytes:
-    """A packed adapter with every module, small random values."""
-    rng = np.random.default_rng(seed)
-    matrices = []
-    for layer in range(geometry.num_layers):
-        for module in MODULES:
-            rows, columns = geometry.shape(module)
-            a, b = _bits(rng, rank, columns), _bits(rng, rows, rank)
-            matrices.append(LoraMatrices(layer, module, 1.0, a, b))
-    out = io.BytesIO()
-    write_packed(out, geometry, "bfloat16", matrices)
-    return out.getvalue()
+class Crowd:
+    """CALLERS at once, each asking again as soon as it is answered. `asked`: every adapter, in order."""
 
+    def __init__(self, client: RuntimeClient) -> None:
+        self._client = client
+        self.asked: list[AdapterRef] = []
 
-def _bits(rng: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint16]:
-    """bfloat16 bits of small numbers: the upper half of float32."""
-    values = rng.standard_normal((rows, columns), np.float32) * np.float32(0.01)
-    return (values.view(np.uint32) >> 16).astype(np.uint16)
+    async def run(self, choose: Callable[[], AdapterRef], seconds: float) -> float:
+        """Tokens a second."""
+        total, began = 0, time.monotonic()
 
+        async def caller() -> None:
+            nonlocal total
+            while time.monotonic() - began < seconds:
+                total += await self.ask(choose(), TOKENS)
 
-async def transfers(rounds: int, folder: Path) -> list[Row]:
-    """One large adapter, tier by tier."""
-    data = await asyncio.to_thread(packed, SEVEN_B, RANK, 1)
-    digest, size = hashlib.sha256(data).hexdigest(), len(data)
-    objects = LocalObjects(folder / "objects")
-    await objects.put("adapters/x", single(data), max_bytes=size)
-    disk = DiskTier(folder / "disk", 2 * size, giants_share=1.0)
-    await disk.open()
-    write = await disk.begin(digest, size)
-    assert write is not None
-    write.append(data)
-    await write.publish(memoryview(data))
-    path = folder / "disk" / "packed" / digest
-    rows = []
-    for cold in (False, True):
-        plain_s: list[float] = []
-        ours_s: list[float] = []
-        for _ in range(rounds):
-            for kind, times in (("plain", plain_s), ("ours", ours_s)):
-                if cold:
-                    _forget_pages(path)
-                began = time.perf_counter()
-                if kind == "plain":
-                    await asyncio.to_thread(_plain_read, path)
-                else:
-                    await disk.read(digest)
-                times.append(time.perf_counter() - began)
-        rows.append(_beside(f"disk to memory, {'cold' if cold else 'warm'}", ours_s, "plain read", plain_s, 0.8,
-                            f"{size} bytes, every chunk's SHA-256 checked"))  # fmt: skip
-    buffer = memoryview(data)
-    parse_s = [_timed(lambda: read_packed(buffer)) for _ in range(rounds * 3)]
-    parse_ms = statistics.median(parse_s) * 1000
-    rows.append(Row(metric="parse and validate", value=parse_ms, unit="ms", target="<= 5 ms", holds=parse_ms <= 5))
-    bare_s, fetch_s = [], []
-    for turn in range(rounds):
-        began = time.perf_counter()
-        async for _ in objects.get("adapters/x"):
-            pass
-        bare_s.append(time.perf_counter() - began)
-        tiers = Tiers(objects, folder / f"tiers-{turn}", memory_bytes=4 * size, disk_bytes=4 * size, giants_share=1.0)
-        await tiers.open()
-        began = time.perf_counter()
-        (await tiers.fetch(digest, "adapters/x", size)).release()
-        fetch_s.append(time.perf_counter() - began)
-        await tiers.aclose()
-    rows.append(_beside("object store to admitted", fetch_s, "bare transfer from a local folder", bare_s, None,
-                        "SHA-256 of the whole as it comes (one core), written to disk beside it"))  # fmt: skip
-    await disk.aclose()
-    await objects.aclose()
-    return rows
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
+        return total / (time.monotonic() - began)
+
+    async def ask(self, adapter: AdapterRef, tokens: int) -> int:
+        """One answer of so many tokens."""
+        self.asked.append(adapter)
+        done = 0
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        ids = (5, 6, 7, 8)
+        async for output in self._client.submit(account_id="a", token_ids=ids, sampling=sampling, adapter=adapter):
+            if output.failure is not None:
+                raise RuntimeError(output.failure.message)
+            done = output.completion_tokens or done
+        return done
 
 
 async def crowd(quick: bool, folder: Path) -> list[Row]:
     """A real runtime: one adapter, a hot set that fits, two thousand by Zipf."""
-    geometry, objects = Geometry.from_folder(BASE_FOLDER), LocalObjects(folder / "objects")
     count, seconds = (300, 4.0) if quick else (2000, 20.0)
-    refs = []
-    for number in range(count):
-        data = await asyncio.to_thread(packed, geometry, 8, number)
-        digest = hashlib.sha256(data).hexdigest()
-        await objects.put(f"adapters/{digest}", single(data), max_bytes=len(data))
-        refs.append(AdapterRef(digest, f"adapters/{digest}", len(data), 8, f"finetune-{number}"))
+    refs = await _adapters(count, folder / "objects")
     rng = random.Random(1)
-    hot = refs[:32]
-    zipf = [1 / (n + 1) for n in range(count)]
+    hot, zipf = refs[:32], [1 / (n + 1) for n in range(count)]
+    memory: list[tuple[float, float]] = []
+    one, fits = [], []
     async with _runtime(folder) as (client, pid):
-        await _load(client, lambda: refs[0], 2.0)
+        callers = Crowd(client)
+        await callers.run(lambda: refs[0], 2.0)
         for each in hot:
-            await _ask(client, each, 1)
-        memory: list[tuple[float, float]] = []
-        began = time.monotonic()
-        one, fits = [], []
-        for _ in range(2 if quick else 3):
-            one.append(await _load(client, lambda: refs[0], seconds / 2))
-            fits.append(await _load(client, lambda: rng.choices(hot, zipf[: len(hot)])[0], seconds / 2))
-        before = _resident(pid)
+            await callers.ask(each, 1)
+        before, began = _resident(pid), time.monotonic()
         watching = asyncio.create_task(_watch(pid, began, memory))
-        everybody = await _load(client, lambda: rng.choices(refs, zipf)[0], seconds * 2)
+        for _ in range(2 if quick else 3):
+            one.append(await callers.run(lambda: refs[0], seconds / 2))
+            fits.append(await callers.run(lambda: rng.choices(hot, zipf[: len(hot)])[0], seconds / 2))
+        crowded = time.monotonic() - began
+        everybody = await callers.run(lambda: rng.choices(refs, zipf)[0], seconds * 2)
         watching.cancel()
         report = await client.cache_report()
-    await objects.aclose()
-    write_png(RESULTS / "tiers-memory.png", [("RUNTIME MEMORY, MB", {"RSS": memory}, "SECONDS")], log_x=False)
-    grown = max(y for _, y in memory) - before
-    budget = MEMORY_BYTES / 1e6
+    lines = {
+        "RUNTIME": memory,
+        "BEFORE": _level(memory, before),
+        "PLUS 64 M": _level(memory, before + MEMORY_BYTES / 1e6),
+    }
+    title = f"MEMORY OF THE RUNTIME, MB ({count} ADAPTERS FROM {crowded:.0f} S)"
+    write_png(RESULTS / "tiers-memory.png", [(title, lines, "SECONDS")], log_x=False)
+    grown, budget = max(y for _, y in memory) - before, MEMORY_BYTES / 1e6
     ratio = statistics.median(f / o for f, o in zip(fits, one, strict=True))
-    hits = {tier.tier: tier.hits / max(1, tier.hits + tier.misses) for tier in report.tiers}
     size = refs[0].size_bytes
     return [
         Row(metric="hot set of 32 that fits", value=statistics.median(fits), unit="tokens/s", peer="one adapter",
             peer_value=statistics.median(one), ratio=ratio, target=">= 0.9x", holds=ratio >= 0.9),
         Row(metric=f"{count} adapters by Zipf", value=everybody, unit="tokens/s", peer="one adapter",
             peer_value=statistics.median(one), ratio=everybody / statistics.median(one),
-            note=f"of {size} bytes each; hits: " + ", ".join(f"{k} {v:.0%}" for k, v in hits.items())),
+            note=f"of {size} bytes each: {count * size / 1e6:.0f} MB in all"),
         Row(metric="memory grown meanwhile", value=grown, unit="MB", peer="memory tier's budget", peer_value=budget,
-            target="<= budget + 32 MB", holds=grown <= budget + 32,
-            note=f"the adapters together take {count * size / 1e6:.0f} MB"),
+            target="<= budget + 32 MB", holds=grown <= budget + 32),
+        *_simulated(callers.asked, report),
     ]  # fmt: skip
+
+
+def _simulated(asked: list[AdapterRef], report: CacheReport) -> list[Row]:
+    """The same requests through the simulator: its hit ratios beside the measured ones, and its curves."""
+    trace = Trace([each.digest for each in asked], {each.digest: Adapter(each.size_bytes, each.rank) for each in asked})
+    lines = (json.dumps({"adapter": a.digest, "size_bytes": a.size_bytes, "rank": a.rank}) for a in asked)
+    (RESULTS / "tiers-trace.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    told: dict[str, Any] = {"tiers": [msgspec.structs.asdict(tier) for tier in report.tiers]}
+    for tier in told["tiers"]:
+        tier["loads"] = msgspec.structs.asdict(tier["loads"])
+    found = replay(trace, Settings(), told)
+    draw(RESULTS / "tiers-curves.png", found)
+    rows = []
+    for tier in report.tiers[:3]:
+        measured = tier.hits / max(1, tier.hits + tier.misses)
+        now = found["now"][tier.tier]
+        simulated = now["hits"] / max(1, now["hits"] + now["misses"])
+        near = abs(measured - simulated) <= 0.02
+        rows.append(Row(metric=f"hits of what arrives at {tier.tier}, simulated", value=simulated * 100, unit="%",
+                        peer="measured", peer_value=measured * 100, target="within two points", holds=near,
+                        note=f"{tier.hits + tier.misses} arrived"))  # fmt: skip
+    return rows
+
+
+async def _adapters(count: int, folder: Path) -> list[AdapterRef]:
+    """Different ones for the demo base, in an object store."""
+    geometry, objects = Geometry.from_folder(BASE_FOLDER), LocalObjects(folder)
+    refs = []
+    for number in range(count):
+        data = await asyncio.to_thread(packed, geometry, CROWD_RANK, number)
+        digest = hashlib.sha256(data).hexdigest()
+        await objects.put(f"adapters/{digest}", single(data), max_bytes=len(data))
+        refs.append(AdapterRef(digest, f"adapters/{digest}", len(data), CROWD_RANK, f"finetune-{number}"))
+    await objects.aclose()
+    return refs
 
 
 @asynccontextmanager
@@ -197,74 +190,19 @@ async def _runtime(folder: Path) -> AsyncIterator[tuple[RuntimeClient, int]]:
         await process.wait()
 
 
-async def _ask(client: RuntimeClient, adapter: AdapterRef, tokens: int) -> int:
-    done = 0
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    async for output in client.submit(account_id="a", token_ids=(5, 6, 7, 8), sampling=sampling, adapter=adapter):
-        if output.failure is not None:
-            raise RuntimeError(output.failure.message)
-        done = output.completion_tokens or done
-    return done
-
-
-async def _load(client: RuntimeClient, choose: object, seconds: float) -> float:
-    """Tokens a second of CALLERS at once."""
-    assert callable(choose)
-    total, began = 0, time.monotonic()
-
-    async def caller() -> None:
-        nonlocal total
-        while time.monotonic() - began < seconds:
-            total += await _ask(client, choose(), TOKENS)
-
-    await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return total / (time.monotonic() - began)
-
-
 async def _watch(pid: int, began: float, memory: list[tuple[float, float]]) -> None:
     while True:
         memory.append((time.monotonic() - began, _resident(pid)))
         await asyncio.sleep(0.25)
 
 
+def _level(memory: list[tuple[float, float]], value: float) -> list[tuple[float, float]]:
+    return [(memory[0][0], value), (memory[-1][0], value)]
+
+
 def _resident(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _plain_read(path: Path) -> bytes:
-    with path.open("rb", buffering=0) as file:
-        return file.read()
-
-
-def _forget_pages(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-
-
-def _timed(work: object) -> float:
-    assert callable(work)
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def _beside(
-    metric: str, ours: Sequence[float], peer: str, theirs: Sequence[float], target: float | None, note: str
-) -> Row:
-    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-    return Row(
-        metric=metric,
-        value=statistics.median(ours) * 1000,
-        unit="ms",
-        peer=peer,
-        peer_value=statistics.median(theirs) * 1000,
-        ratio=ratio,
-        target=None if target is None else f">= {target}x",
-        holds=None if target is None else ratio >= target,
-        note=note,
-    )
 
 
 def main() -> None:
