@@ -17,6 +17,7 @@ from gateway.adapter_resolver import AdapterResolver
 from gateway.adapter_uses import AdapterUses
 from gateway.errors import FinetuneInUse, ObjectNotFound
 from gateway.finetune_records import Finetune, Version
+from gateway.ingest.reserve import Reserve
 from gateway.ingest.retirement import Forget, Retirement, Weights
 from gateway.ingest.spool import Scratch, Spool
 from gateway.keyed_locks import KeyedLocks
@@ -40,9 +41,15 @@ class FinetuneDesk:
     """State: what is being validated just now. Everything else is in the parts that it holds together."""
 
     def __init__(
-        self, database: Database, objects: ObjectStore, spool: Spool, forget: Forget, now: Callable[[], float]
+        self,
+        database: Database,
+        objects: ObjectStore,
+        spool: Spool,
+        reserve: Reserve,
+        forget: Forget,
+        now: Callable[[], float],
     ) -> None:
-        self.database, self.objects, self.spool, self.now = database, objects, spool, now
+        self.database, self.objects, self.spool, self.reserve, self.now = database, objects, spool, reserve, now
         self.locks = KeyedLocks()
         self.uses = AdapterUses(now)
         self.resolver = AdapterResolver(database)

@@ -70,14 +70,18 @@ class FinetuneVersions:
     async def delete(self, account_id: str, reference: str, number: int, when_in_use: WhenInUse = "drain") -> Removed:
         """Removes one version to which no alias leads. Raises BadInput, FinetuneInUse."""
         found = await self._desk.get(account_id, reference)
-        async with self._desk.removing(found) as (finetune, removal):
-            version = version_of(finetune, number)
-            for alias, pointer in finetune.aliases.items():
-                if number in pointer.versions:
-                    raise BadInput(f"version {number} is what alias {alias!r} means; point it to another one first")
-            if len(finetune.versions) == 1:
-                raise BadInput("a finetune has at least one version; delete the finetune instead")
-            return await removal.take((version,), when_in_use, whole=False)
+
+        async def remove() -> Removed:
+            async with self._desk.removing(found) as (finetune, removal):
+                version = version_of(finetune, number)
+                for alias, pointer in finetune.aliases.items():
+                    if number in pointer.versions:
+                        raise BadInput(f"version {number} is what alias {alias!r} means; point it to another one first")
+                if len(finetune.versions) == 1:
+                    raise BadInput("a finetune has at least one version; delete the finetune instead")
+                return await removal.take((version,), when_in_use, whole=False)
+
+        return await self._desk.reserve.even_if_full(remove)
 
 
 def upload_target(finetune: Finetune, number: int | None) -> Version:

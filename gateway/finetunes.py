@@ -26,6 +26,7 @@ from gateway.finetune_records import Finetune, StoredFile, Version
 from gateway.finetune_versions import FinetuneVersions, upload_target
 from gateway.ids import PUBLIC_ACCOUNT_ID, new_finetune_id
 from gateway.ingest.receive import Asset
+from gateway.ingest.reserve import Reserve
 from gateway.ingest.retirement import Forget, Weights
 from gateway.ingest.spool import Spool
 from gateway.ingest.upload import Upload, UploadSlots
@@ -62,14 +63,15 @@ class Finetunes:
         forget: Forget = _nobody,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`spool` is a folder of this process alone; `forget` drops weights from every tier of a model's runtime.
+        """`spool` is a folder of this process alone, and a file `reserve` beside it; `forget` drops weights from every
+        tier of a model's runtime.
 
         Raises storage's StorageUnavailable when the folder cannot be made.
         """
         self._catalog = catalog
         self._limits = limits
         self._slots = UploadSlots()
-        self._desk = FinetuneDesk(database, objects, Spool(spool), forget, now)
+        self._desk = FinetuneDesk(database, objects, Spool(spool), Reserve(spool.with_name("reserve")), forget, now)
         self.versions = FinetuneVersions(self._desk)
         self.uses = self._desk.uses
         self._writer: asyncio.Task[None] | None = None
@@ -233,14 +235,20 @@ class Finetunes:
         Requests that run already finish on their weights; objects and tiers are freed after the last of them.
         """
         found = await self.get(account_id, reference)
-        async with self._desk.removing(found) as (finetune, removal):
-            return await removal.take(finetune.versions, when_in_use, whole=True)
+
+        async def remove() -> Removed:
+            async with self._desk.removing(found) as (finetune, removal):
+                return await removal.take(finetune.versions, when_in_use, whole=True)
+
+        return await self._desk.reserve.even_if_full(remove)
 
     async def sweep(self) -> int:
         """Removes what an earlier process left behind when it was killed; returns the number of its open tasks.
 
         What storage refuses to delete just now stays noted for the next start: serving does not wait for tidiness.
         """
+        if not await self._desk.reserve.make():
+            logger.warning("no room can be set aside: on a full disk nothing can be removed until some is free")
         leftovers = await self._desk.spool.leftovers()
         for scratch in leftovers:
             try:
