@@ -39,7 +39,6 @@ from runtime.protocol import EXIT_CONFIG, Grammar, ModelInfo
 from runtime.service import RuntimeService
 from runtime.slots import SlotPool
 from runtime.tracing import SequenceSpans, make_tracer
-from storage.buffers import allocate
 from storage.downloads import Downloads
 from storage.errors import StorageError
 from storage.objects.base import ObjectStore
@@ -253,7 +252,7 @@ async def _tiers(config: RuntimeConfig) -> AsyncIterator[Tiers]:
             negative_ttl_s=config.tier_negative_ttl_s,
             # A folder gives its bytes in one stream; over a network several connections are faster than one.
             downloads=Downloads(objects, parallel=1 if config.objects == "local" else config.tier_ranges),
-            allocate=pinned_allocator() if config.device == "cuda" else allocate,
+            allocate=pinned_allocator() if config.device == "cuda" else None,
         )
         await tiers.open()
         stack.push_async_callback(tiers.aclose)

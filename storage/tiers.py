@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 from cachetools import TTLCache
 
-from storage.buffers import Allocate, allocate
+from storage.buffers import Allocate, Recycled
 from storage.disk_tier import DiskTier, DiskWrite
 from storage.downloads import Downloads
 from storage.errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageError, StorageUnavailable
@@ -42,6 +42,7 @@ MAX_LOADS: Final = 1024  # digests on their way up at once; more are refused
 MAX_DOWNLOADS: Final = 8
 MAX_NEGATIVE: Final = 10_000
 KEPT_SHARE: Final = 0.5
+RECYCLED_PART: Final = 1 / 16  # of memory's budget, beside it
 
 
 class Tiers:
@@ -59,11 +60,14 @@ class Tiers:
         giants_share: float = GIANTS_SHARE,
         negative_ttl_s: float = 5.0,
         downloads: Downloads | None = None,
-        allocate: Allocate = allocate,
+        allocate: Allocate | None = None,
         clock: Callable[[], float] = perf_counter,
         timer: Callable[[], float] = monotonic,
     ) -> None:
-        """`downloads`: how objects come; by default in plain streams. `timer` is that of the negative answers."""
+        """`downloads`: how objects come; by default in plain streams. `allocate`: by default pages, those of evicted
+        files again up to a part of the budget. `timer` is that of the negative answers.
+        """
+        allocate = allocate or Recycled(int(memory_bytes * RECYCLED_PART)).allocate
         self._downloads = downloads or Downloads(objects, parallel=1)
         self._memory = MemoryTier(memory_bytes, make_policy(memory_policy, memory_bytes), giants_share)
         self._disk = DiskTier(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.buffers import HUGE_PAGE_BYTES, allocate
+from storage.buffers import allocate
 from storage.errors import ObjectCorrupt
 from storage.verified_read import CHUNK_BYTES, Proof, chunk_sums, read_verified, stamp
 
@@ -125,13 +125,3 @@ def test_another_length(tmp_path: Path, pool: ThreadPoolExecutor, known: bool, c
         proof = Proof(stamp(file.fileno()), chunk_sums(memoryview(data), pool)) if known else None
         with pytest.raises(ObjectCorrupt, match="instead of"):
             read_verified(file.fileno(), len(data), digest, proof, allocate, pool)
-
-
-@pytest.mark.parametrize("size", [1, HUGE_PAGE_BYTES - 1, HUGE_PAGE_BYTES, 3 * HUGE_PAGE_BYTES + 5])
-def test_buffers_are_exactly_so_large_and_writable(size: int) -> None:
-    buffer = allocate(size)
-    assert (len(buffer), buffer.readonly, buffer.nbytes) == (size, False, size)
-    buffer[-1] = 7
-    view = buffer[:size]
-    del buffer
-    assert view[-1] == 7
