@@ -5,10 +5,10 @@
 One packed adapter of rank 16 for a 7B model (80 MB): from disk to checked memory beside a plain read of the same file,
 warm and cold; parsing; from the object store to memory beside the bare transfer, for a local folder and, where the
 tests' S3 server is installed, for that (`tier_transfers.py`). Then a real runtime process on the demo base, sixteen
-callers at once: 2,000 adapters by Zipf, then the hottest of them, which fit the device, beside one. All its requests are replayed
-through the simulator. Rounds alternate; figures are medians. Pictures of that run: bench-results/tiers-memory.png (the
-process all along) and tiers-curves.png (what other sizes and policies would have missed); its requests, for
-`lorikeet cache simulate --from`: tiers-trace.jsonl.
+callers at once: 2,000 adapters by Zipf, then the hottest of them, which fit the device, beside one. All its requests
+are replayed through the simulator. Rounds alternate; figures are medians. Pictures of that run:
+bench-results/tiers-memory.png (the process all along) and tiers-curves.png (what other sizes and policies would have
+missed); its requests, for `lorikeet cache simulate --from`: tiers-trace.jsonl.
 """
 
 import argparse
