@@ -33,6 +33,7 @@ from gateway.commands.cache_simulate import draw, replay
 from gateway.demo import BASE_FOLDER
 from gateway.png_plot import write_png
 from gateway.settings import Settings
+from infra.bench.busy import Clocks
 from infra.bench.children import ROOT
 from infra.bench.rows import Row, markdown, print_rows, write_rows
 from infra.bench.tier_transfers import packed, transfers
@@ -217,10 +218,17 @@ def main() -> None:
 
     async def measure() -> list[Row]:
         with tempfile.TemporaryDirectory(prefix="bench-tiers-", dir=RESULTS) as folder:
+            begun = Clocks.read(os.getpid())
             rows = await transfers(5 if options.quick else 15, Path(folder) / "one")
             write_rows(RESULTS / "tiers.json", rows)
+            between = Clocks.read(os.getpid())
             (Path(folder) / "many").mkdir()
-            return rows + await crowd(options.quick, Path(folder) / "many")
+            rows += await crowd(options.quick, Path(folder) / "many")
+            ended = Clocks.read(os.getpid())
+            shares = {"transfers": between.others(begun), "the crowd": ended.others(between)}
+            told = ", ".join(f"{share:.0%} during {name}" for name, share in shares.items())
+            note = f"{told}: of {os.cpu_count()} CPUs"
+            return [*rows, Row(metric="CPU taken by others", value=max(shares.values()) * 100, unit="%", note=note)]
 
     rows = asyncio.run(measure())
     write_rows(RESULTS / "tiers.json", rows)
