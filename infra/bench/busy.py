@@ -44,7 +44,7 @@ def _machine_s() -> float:
 
 
 def _tree_s(root: int) -> float:
-    """Of `root` and all that descend from it."""
+    """Of `root` and all that descend from it, those included that have ended and were waited for."""
     seconds, parents = {}, {}
     for folder in _PROC.glob("[0-9]*"):
         try:
@@ -53,7 +53,7 @@ def _tree_s(root: int) -> float:
             continue  # it has just ended
         pid = int(folder.name)
         parents[pid] = int(fields[1])
-        seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        seconds[pid] = sum(int(text) for text in fields[11:15]) / os.sysconf("SC_CLK_TCK")
     tree, found = {root}, {root}
     while found:
         found = {pid for pid, parent in parents.items() if parent in found} - tree
