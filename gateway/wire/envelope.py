@@ -23,7 +23,7 @@ from gateway.errors import (
     RequestTooLarge,
     StorageUnavailable,
 )
-from storage.errors import StorageError
+from storage.errors import StorageError, StorageFull
 
 MAX_PER_PAGE: Final = 1000
 MAX_PAGE: Final = 1_000_000
@@ -91,6 +91,8 @@ def as_lorikeet_error(error: Exception) -> LorikeetError:
     """What the caller is told about any failure. Storage that is away may come back; everything else is our fault."""
     if isinstance(error, LorikeetError):
         return error
+    if isinstance(error, StorageFull):
+        return StorageUnavailable("the gateway's storage is full; nothing of this request was stored", retry_after_s=60)
     if isinstance(error, StorageError):
         return StorageUnavailable("the gateway's storage does not answer just now; try again", retry_after_s=5)
     return InternalError("something went wrong inside the gateway; the request was not completed")

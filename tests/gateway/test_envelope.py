@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from gateway import errors
 from gateway.errors import BadInput, LorikeetError, OverCapacity
 from gateway.wire.envelope import Page, as_lorikeet_error, error_response, iso_time, read_page, success, success_page
-from storage.errors import StorageFull
+from storage.errors import StorageFull, StorageUnavailable
 
 CODES = {
     "AuthenticationFailed": (401, 10000), "PermissionMissing": (403, 9109), "RouteNotFound": (404, 7000),
@@ -58,6 +58,10 @@ def test_retry_after_is_whole_seconds_and_reasons_are_listed() -> None:
 
 def test_foreign_failures_say_nothing_about_the_inside() -> None:
     full = as_lorikeet_error(StorageFull("/secret/path is full"))
+    assert "storage is full" in full.message
+    away = as_lorikeet_error(StorageUnavailable("/secret/path"))
+    assert "try again" in away.message
+    assert "secret" not in away.message
     assert (full.status, full.retry_after_s) == (503, 5)
     assert "secret" not in full.message
     assert "secret" not in as_lorikeet_error(RuntimeError("secret")).message
