@@ -123,14 +123,19 @@ class Ledger:
                 self._idle_giants[key] = entry.size_bytes
         return False
 
-    def touch(self, key: str) -> None:
-        """Asked for and let go in one moment, by an entry that nobody else uses: `pin` and `unpin` in one."""
-        entry = self._entries[key]
+    def touch(self, key: str) -> bool:
+        """Asked for and let go in one moment, by an entry that nobody else uses: `pin` and `unpin` in one. False when
+        there is none.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
         entry.uses += 1
         self._policy.use(key)
         self._policy.idle(key)
         if self._idle_giants and key in self._idle_giants:
             self._idle_giants.move_to_end(key)
+        return True
 
     def doom(self, key: str) -> bool:
         """Removes the entry with its last pin. True when that is now; a key that is not there is False."""

@@ -89,59 +89,79 @@ class Lru:
             raise LookupError("every entry is in use") from None
 
 
+class _Key:
+    __slots__ = ("name", "placed", "priority", "size_bytes", "ticket", "uses")
+
+    def __init__(self, name: str, size_bytes: int) -> None:
+        self.name, self.size_bytes, self.uses, self.priority = name, size_bytes, 0, 0.0
+        self.ticket = 0  # grows whenever it becomes idle; 0 while it is in use, and when it has gone
+        self.placed = False  # it stands in the heap
+
+
 class Aged:
     """Priority = age when it was last asked for + worth(uses, bytes); the age is the priority of the last that went.
 
-    Idle keys stand in a heap. A key that was used since has a newer ticket; its old place is passed over.
+    Keys stand in a heap, each once, where they were when they came to it. Priorities only grow, so whoever is at the
+    top and has been used since is put back where it belongs; whoever is there with its present ticket is the least.
     """
 
     def __init__(self, worth: Callable[[int, int], float]) -> None:
         self._worth = worth
         self._age = 0.0
-        self._uses: dict[str, int] = {}
-        self._sizes: dict[str, int] = {}
-        self._priority: dict[str, float] = {}
-        self._idle: dict[str, int] = {}  # key -> ticket of its valid place in the heap
-        self._heap: list[tuple[float, int, str]] = []
-        self._tickets = itertools.count()
+        self._keys: dict[str, _Key] = {}
+        self._heap: list[tuple[float, int, _Key]] = []
+        self._tickets = itertools.count(1)
 
     def enter(self, key: str, size_bytes: int) -> None:
         """See `EvictionPolicy.enter`."""
-        self._uses[key], self._sizes[key] = 0, size_bytes
-        self._ask(key)
+        self._keys[key] = entered = _Key(key, size_bytes)
+        self._ask(entered)
 
     def use(self, key: str, *, asked: bool = True) -> None:
         """See `EvictionPolicy.use`."""
-        self._idle.pop(key, None)
+        used = self._keys[key]
+        used.ticket = 0
         if asked:
-            self._ask(key)
+            self._ask(used)
 
     def idle(self, key: str) -> None:
         """See `EvictionPolicy.idle`."""
-        ticket = self._idle[key] = next(self._tickets)
-        heapq.heappush(self._heap, (self._priority[key], ticket, key))
-        if len(self._heap) > 64 + 4 * len(self._idle):
-            self._heap = [place for place in self._heap if self._idle.get(place[2]) == place[1]]
-            heapq.heapify(self._heap)
+        left = self._keys[key]
+        left.ticket = next(self._tickets)
+        if not left.placed:
+            left.placed = True
+            heapq.heappush(self._heap, (left.priority, left.ticket, left))
+            if len(self._heap) > 64 + 2 * len(self._keys):
+                self._tidy()
 
     def leave(self, key: str) -> None:
         """See `EvictionPolicy.leave`."""
-        self._idle.pop(key, None)
-        del self._uses[key], self._sizes[key], self._priority[key]
+        self._keys.pop(key).ticket = 0
 
     def victim(self) -> str:
         """See `EvictionPolicy.victim`."""
         while self._heap:
             priority, ticket, key = self._heap[0]
-            if self._idle.get(key) == ticket:
+            if key.ticket == ticket:
                 self._age = max(self._age, priority)
-                return key
-            heapq.heappop(self._heap)
+                return key.name
+            if key.ticket:
+                heapq.heapreplace(self._heap, (key.priority, key.ticket, key))
+            else:
+                heapq.heappop(self._heap)
+                key.placed = False
         raise LookupError("every entry is in use")
 
-    def _ask(self, key: str) -> None:
-        self._uses[key] += 1
-        self._priority[key] = self._age + self._worth(self._uses[key], self._sizes[key])
+    def _ask(self, key: _Key) -> None:
+        key.uses += 1
+        key.priority = self._age + self._worth(key.uses, key.size_bytes)
+
+    def _tidy(self) -> None:
+        """Those in use and those that have gone leave the heap."""
+        for _, _, key in self._heap:
+            key.placed = bool(key.ticket)
+        self._heap = [(key.priority, key.ticket, key) for _, _, key in self._heap if key.ticket]
+        heapq.heapify(self._heap)
 
 
 class S3Fifo:

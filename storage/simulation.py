@@ -16,7 +16,7 @@ from storage.ledger import GIANTS_SHARE, Ledger
 from storage.policies import PolicyName, make_policy
 
 SHARES: Final = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-MAX_REPLAYED: Final = 150_000  # for each point of a curve; what is set now is replayed whole
+MAX_REPLAYED: Final = 250_000  # for each point of a curve; what is set now is replayed whole
 
 
 class Adapter(NamedTuple):
@@ -71,18 +71,16 @@ def pass_through(
     must: bool = True,
 ) -> Passed:
     """One tier. `must`: whether it takes everything that fits it (memory does; a disk may pass a giant by)."""
-    ledger, hits = Ledger(budget, make_policy(policy, budget), giants_share), 0
+    ledger = Ledger(budget, make_policy(policy, budget), giants_share)
     add, touch, unpin = ledger.add, ledger.touch, ledger.unpin
     missed: list[str] = []
     for name in requests:
-        if name in ledger:
-            touch(name)
-            hits += 1
-        else:
-            missed.append(name)
-            if add(name, sizes[name], must=must) is not None:
-                unpin(name)
-    return Passed(hits, missed)
+        if touch(name):
+            continue
+        missed.append(name)
+        if add(name, sizes[name], must=must) is not None:
+            unpin(name)
+    return Passed(len(requests) - len(missed), missed)
 
 
 def through_device(trace: Trace, rows: int, granule: int = 8) -> Passed:
@@ -100,8 +98,8 @@ def curve(
     giants_share: float = GIANTS_SHARE,
     must: bool = True,
 ) -> list[Point]:
-    """Every policy at every size, over the first MAX_REPLAYED requests."""
-    points, requests = [], requests[:MAX_REPLAYED]
+    """Every policy at every size, over the last MAX_REPLAYED requests."""
+    points, requests = [], requests[-MAX_REPLAYED:]
     for policy in policies:
         for budget in budgets:
             passed = pass_through(requests, sizes, policy, budget, giants_share=giants_share, must=must)

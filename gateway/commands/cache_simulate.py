@@ -220,7 +220,7 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
 def _show(found: Mapping[str, Any], output: Path | None) -> None:
     print(f"{found['requests']} requests for {found['adapters']} adapters of {in_bytes(found['footprint_bytes'])}")
     if found["requests_of_a_point"] < found["requests"]:
-        print(f"each point of a curve replays the first {found['requests_of_a_point']}; what is set now, all")
+        print(f"each point of a curve replays the last {found['requests_of_a_point']}; what is set now, all")
     for tier, points in found["curves"].items():
         budgets = sorted({point["budget"] for point in points})
         by_policy: dict[str, dict[int, float]] = {}
