@@ -16,7 +16,7 @@ from typing import Final
 
 from storage.buffers import Allocate, allocate
 from storage.errors import StorageUnavailable
-from storage.files import NewFile, disk_errors
+from storage.files import FULL, NewFile, disk_errors
 from storage.ledger import GIANTS_SHARE, Ledger
 from storage.packed_folder import Listing, PackedFolder
 from storage.policies import EvictionPolicy
@@ -112,7 +112,7 @@ class DiskTier:
         try:
             with suppress(OSError):
                 async with self._deciding(to_change=True):
-                    made = await self._make_room(digest, size_bytes) and await self._make(file, size_bytes)
+                    made = await self._make_room(digest, size_bytes) and await self._make(file, digest)
                 handed_over = made  # only now: a cancellation may come when the folder is unlocked
         finally:
             if not handed_over:
@@ -205,9 +205,19 @@ class DiskTier:
         self._writing.add(digest)
         return await self._evict(victims)
 
-    async def _make(self, file: NewFile, size_bytes: int) -> bool:
-        """Raises OSError."""
-        await self._names.run(file.open, size_bytes)
+    async def _make(self, file: NewFile, digest: str) -> bool:
+        """A disk that is full before its budget is makes room once. False when it cannot. Raises OSError."""
+        size_bytes = self._sizes[digest]
+        try:
+            await self._names.run(file.open, size_bytes)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            await self._names.run(file.discard)
+            victims = self.ledger.shed(digest)
+            if not victims or not await self._evict(victims):
+                return False
+            await self._names.run(file.open, size_bytes)
         return True
 
     async def _evict(self, victims: list[str]) -> bool:

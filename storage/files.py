@@ -13,10 +13,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from storage.errors import StorageFull, StorageUnavailable
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -27,7 +28,7 @@ def disk_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = f"{what}: {error.strerror or error}"
-        raise (StorageFull if error.errno in _FULL else StorageUnavailable)(reason) from error
+        raise (StorageFull if error.errno in FULL else StorageUnavailable)(reason) from error
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:

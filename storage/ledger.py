@@ -98,6 +98,19 @@ class Ledger:
         self.pinned_bytes += size_bytes
         return evicted
 
+    def shed(self, key: str) -> list[str]:
+        """Evicts idle entries that together have the bytes of `key`, or all there are, for a tier that is full before
+        its budget is. Nobody for a giant, unless giants are like everybody.
+        """
+        entry, evicted = self._entries[key], []
+        wanted = 0 if entry.giant and self._giants_quota <= self.max_bytes else entry.size_bytes
+        while wanted > 0 and self.pinned_bytes < self.used_bytes:
+            evicted.append(self._victim())
+            wanted -= self.size(evicted[-1])
+            self.evictions += 1
+            self.remove(evicted[-1])
+        return evicted
+
     def pin(self, key: str, *, asked: bool = True) -> None:
         """One more user; `asked`: who counts as a request for the entry."""
         entry = self._entries[key]

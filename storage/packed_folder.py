@@ -61,10 +61,11 @@ class PackedFolder:
         self._claimed: dict[str, int] = {}
 
     def open(self) -> None:
-        """Makes the folders. Raises OSError."""
+        """Makes the folders, and tidies what the dead have left. Raises OSError."""
         for folder in (self._directory, self._files, self._incoming, self._claims, self._quarantine):
             folder.mkdir(mode=0o700, parents=folder == self._directory, exist_ok=True)
         self._lock_fd = os.open(self._directory / ".lock", _STATE, 0o600)
+        sweep(self._claims)  # of processes that were killed
 
     def close(self) -> None:
         """Lets go of everything."""

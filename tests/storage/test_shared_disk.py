@@ -249,6 +249,7 @@ async def test_kills_leave_the_folder_whole(tmp_path: Path) -> None:
     await tiers.aclose()
     await store.aclose()
     assert list((tmp_path / "tiers" / ".incoming").iterdir()) == []
+    assert list((tmp_path / "tiers" / "claims").iterdir()) == []
 
 
 async def test_a_process_that_does_not_let_go_of_the_folder_stops_nobody(

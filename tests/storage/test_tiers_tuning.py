@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -169,8 +170,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-async def test_a_disk_that_is_really_full(small_disk: Path, objects: GatedObjects) -> None:
-    """The budget says a megabyte, the disk has 64 kB: all is served, the figures say so, and nothing half stays."""
+async def test_a_disk_smaller_than_its_budget_keeps_the_newest(small_disk: Path, objects: GatedObjects) -> None:
+    """The budget says a megabyte, the disk has 64 kB: it is used like a budget of that size, and nothing half stays."""
     wanted = make(objects, 40, 10 * KIB)
     tiers = Tiers(objects, small_disk / "tiers", memory_bytes=200 * KIB, disk_bytes=1024 * KIB, giants_share=1.0)
     await tiers.open()
@@ -179,16 +180,50 @@ async def test_a_disk_that_is_really_full(small_disk: Path, objects: GatedObject
             assert fetched.data == objects.data[each[1]]
         await settled(tiers)
     stats = tiers.stats()["disk"]
-    assert stats.refused > 30
-    assert 0 < stats.entries < 7
-    assert stats.failures == 0
+    assert (stats.refused, stats.failures) == (0, 0)
+    assert 3 < stats.entries < 7
+    assert stats.evictions == 40 - stats.entries
+    assert set(tiers._disk.digests) == {each[0] for each in wanted[-stats.entries :]}
+    assert {path.name for path in (small_disk / "tiers" / "packed").iterdir()} == set(tiers._disk.digests)
     assert list((small_disk / "tiers" / ".incoming").iterdir()) == []
-    # The space of a deleted one is used again.
-    (first,) = tiers._disk.digests[:1]
-    await tiers.forget(first)
-    refused = tiers.stats()["disk"].refused
-    await load(tiers, objects.add(os.urandom(10 * KIB)))
-    assert tiers.stats()["disk"].refused == refused
+    await tiers.aclose()
+
+
+async def test_a_disk_that_is_really_full(small_disk: Path, objects: GatedObjects) -> None:
+    """Somebody else's files take it all: the tier gives way, serves from memory, and says so."""
+    wanted = make(objects, 20, 10 * KIB)
+    tiers = Tiers(objects, small_disk / "tiers", memory_bytes=200 * KIB, disk_bytes=1024 * KIB, giants_share=1.0)
+    await tiers.open()
+    await load(tiers, *wanted[:4])
+    held = [digest for digest in tiers._disk.digests if await tiers._disk.pin(digest)]
+    assert len(held) == 4
+    with (small_disk / "log").open("wb", buffering=0) as log, suppress(OSError):
+        while True:
+            log.write(bytes(512))
+    await load(tiers, *wanted[4:8])
+    assert tiers.stats()["disk"].refused == 4, "all of it is in use"
+    for digest in held:
+        await tiers._disk.unpin(digest)
+    await load(tiers, wanted[8])
+    stats = tiers.stats()["disk"]
+    assert (stats.refused, stats.evictions, stats.failures) == (4, 1, 0)
+    assert wanted[8][0] in tiers._disk
+    for each in wanted:
+        with await tiers.fetch(*each) as fetched:
+            assert fetched.data == objects.data[each[1]]
+        await settled(tiers)
+    await tiers.aclose()
+
+
+async def test_a_giant_pushes_nobody_off_a_disk_that_is_full(small_disk: Path, objects: GatedObjects) -> None:
+    small, giant = make(objects, 9, 6 * KIB), make(objects, 1, 20 * KIB)
+    tiers = Tiers(objects, small_disk / "tiers", memory_bytes=200 * KIB, disk_bytes=256 * KIB, giants_share=0.1)
+    await tiers.open()
+    await load(tiers, *small)
+    entries = tiers.stats()["disk"].entries
+    assert entries > 3
+    await load(tiers, *giant)
+    assert (tiers.stats()["disk"].entries, tiers.stats()["disk"].refused) == (entries, 1)
     await tiers.aclose()
 
 
