@@ -22,6 +22,7 @@ from typing import Final, Self
 
 import cachetools
 
+from runtime.codec import decode_server, encode
 from runtime.errors import RuntimeLost as RuntimeLost
 from runtime.framing import read_frame
 from runtime.protocol import (
@@ -50,8 +51,6 @@ from runtime.protocol import (
     Step,
     Submit,
     Welcome,
-    decode_server,
-    encode,
 )
 from runtime.stream import Stream
 

@@ -9,7 +9,8 @@ import asyncio
 
 from opentelemetry.trace import Span
 
-from runtime.protocol import AdapterRef, ProtocolError, ServerFrame, encode
+from runtime.codec import encode
+from runtime.protocol import AdapterRef, ProtocolError, ServerFrame
 
 HIGH_WATER_BYTES = 256 * 1024
 

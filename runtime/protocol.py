@@ -1,4 +1,5 @@
-"""Frames between a gateway process and a runtime process. No torch here: the gateway imports this file.
+"""Frames between a gateway process and a runtime process, as records; `codec.py` makes them bytes. No torch here: the
+gateway imports this file.
 
 Wire: 4-byte big-endian length, then one msgpack map with a `type` tag. One multiplexed connection per gateway
 process: the gateway opens it, sends `Hello`, gets `Welcome` or `Refused`, then both sides send at any time. The
@@ -9,9 +10,8 @@ all its sequences. Text never crosses: token ids in, token ids out.
 
 from typing import Final, Literal
 
-import msgspec
-
 from storage.geometry import Geometry
+from storage.records import Struct
 from storage.tier_records import LoadTimes
 
 PROTOCOL_VERSION: Final = 2
@@ -41,7 +41,7 @@ FailureKind = Literal[
 Tier = Literal["object", "disk", "memory", "device"]
 
 
-class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+class SamplingParams(Struct, frozen=True, omit_defaults=True):
     """How tokens are chosen. temperature 0 is greedy; top_k 0, top_p 1.0 and min_p 0 are off; penalties as in the
     contract; logit_bias: (token id, what is added to its logit).
 
@@ -64,7 +64,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     top_logprobs: int | None = None
 
 
-class Grammar(msgspec.Struct, frozen=True):
+class Grammar(Struct, frozen=True):
     """What an answer must look like. json_schema: `source` is a JSON schema; lark: a grammar in llguidance's Lark.
 
     `source` has at most MAX_GRAMMAR_BYTES. A complete answer ends with "stop", `ignore_eos` or not.
@@ -74,7 +74,7 @@ class Grammar(msgspec.Struct, frozen=True):
     source: str
 
 
-class AdapterRef(msgspec.Struct, frozen=True):
+class AdapterRef(Struct, frozen=True):
     """A packed adapter in the object store. `digest` (sha256 hex of the packed file) identifies the weights."""
 
     digest: str
@@ -87,7 +87,7 @@ class AdapterRef(msgspec.Struct, frozen=True):
 # gateway -> runtime
 
 
-class Hello(msgspec.Struct, frozen=True, tag="hello"):
+class Hello(Struct, frozen=True, tag="hello"):
     """First frame. `token` is the shared secret of the deployment; a wrong one gets `Refused` and a close."""
 
     version: int
@@ -95,7 +95,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     gateway_id: str
 
 
-class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
+class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
     """Start one sequence. `account_id` is for fairness and cache isolation; `timeout_s` counts from arrival.
 
     grammar: the answer keeps to it, whatever the sampling says. priority: of the account's own sequences a lower one is
@@ -114,38 +114,38 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     weight: float = 1.0
 
 
-class Abort(msgspec.Struct, frozen=True, tag="abort"):
+class Abort(Struct, frozen=True, tag="abort"):
     """End a sequence wherever it is; unknown ids are ignored. No output follows."""
 
     sequence_id: int
 
 
-class Prefetch(msgspec.Struct, frozen=True, tag="prefetch"):
+class Prefetch(Struct, frozen=True, tag="prefetch"):
     """Bring an adapter up to host memory. `soon`: for a request that follows in a moment."""
 
     adapter: AdapterRef
     soon: bool = False
 
 
-class Forget(msgspec.Struct, frozen=True, tag="forget"):
+class Forget(Struct, frozen=True, tag="forget"):
     """Drop an adapter from every tier of the runtime once nothing uses it (the finetune was deleted)."""
 
     digest: str
 
 
-class Pins(msgspec.Struct, frozen=True, tag="pins"):
+class Pins(Struct, frozen=True, tag="pins"):
     """Keep these in host memory, and nothing that this connection named before. It ends with the connection."""
 
     adapters: tuple[AdapterRef, ...]
 
 
-class CacheQuery(msgspec.Struct, frozen=True, tag="cache_query"):
+class CacheQuery(Struct, frozen=True, tag="cache_query"):
     """Asks for a `CacheReport` with the same number."""
 
     number: int
 
 
-class Ping(msgspec.Struct, frozen=True, tag="ping"):
+class Ping(Struct, frozen=True, tag="ping"):
     """Sent every second; three missing `Pong`s count as a hung runtime."""
 
     sent_at: float
@@ -157,7 +157,7 @@ ClientFrame = Hello | Submit | Abort | Prefetch | Forget | Pins | CacheQuery | P
 # runtime -> gateway
 
 
-class ModelInfo(msgspec.Struct, frozen=True):
+class ModelInfo(Struct, frozen=True):
     """What this runtime serves. `max_sequence_tokens` bounds prompt plus answer. `geometry`: to compare with the
     gateway's own copy of the base.
     """
@@ -173,7 +173,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     geometry: Geometry | None = None
 
 
-class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+class Welcome(Struct, frozen=True, tag="welcome"):
     """The connection is accepted."""
 
     version: int
@@ -181,13 +181,13 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     pid: int
 
 
-class Refused(msgspec.Struct, frozen=True, tag="refused"):
+class Refused(Struct, frozen=True, tag="refused"):
     """The connection is not accepted; a close follows. `reason` is a sentence for the operator's log."""
 
     reason: str
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(Struct, frozen=True):
     """Why a sequence ended without an answer; `retry_after_s` is set when trying again may help."""
 
     kind: FailureKind
@@ -195,7 +195,7 @@ class Failure(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
 
 
-class SequenceTiming(msgspec.Struct, frozen=True, omit_defaults=True):
+class SequenceTiming(Struct, frozen=True, omit_defaults=True):
     """Seconds, measured by the runtime. `batch_*` are the largest numbers among the steps that it took part in."""
 
     queue_s: float = 0.0
@@ -208,14 +208,14 @@ class SequenceTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     adapter_source: Tier | None = None
 
 
-class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+class TokenScore(Struct, frozen=True, array_like=True):
     """Log-probability of a token, and the best (token id, log-probability) at its place, best first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
 
-class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+class SequenceOutput(Struct, frozen=True, omit_defaults=True):
     """New tokens of one sequence. With `finish_reason` it is the last one and carries usage and timing.
 
     scores: one for each of token_ids if the request has `top_logprobs`, else empty.
@@ -232,13 +232,13 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     scores: tuple[TokenScore, ...] = ()
 
 
-class Step(msgspec.Struct, frozen=True, tag="step"):
+class Step(Struct, frozen=True, tag="step"):
     """All outputs of one engine step for this connection."""
 
     outputs: tuple[SequenceOutput, ...]
 
 
-class TierVisit(msgspec.Struct, frozen=True):
+class TierVisit(Struct, frozen=True):
     """One leg of an adapter's way to the device: bytes now in `tier`, and the seconds that getting there took."""
 
     tier: Tier
@@ -246,7 +246,7 @@ class TierVisit(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-class AdapterStatus(msgspec.Struct, frozen=True, tag="adapter"):
+class AdapterStatus(Struct, frozen=True, tag="adapter"):
     """Pushed when an adapter arrives on the device, leaves it, or fails to load. `visits` is its latest way up."""
 
     digest: str
@@ -255,7 +255,7 @@ class AdapterStatus(msgspec.Struct, frozen=True, tag="adapter"):
     failure: Failure | None = None
 
 
-class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
+class Stats(Struct, frozen=True, omit_defaults=True):
     """Load figures for routing and metrics. Counters run since the start of the process.
 
     refused: sequences turned away (queue full, unusable). cut_connections: gateways that did not read.
@@ -284,14 +284,14 @@ class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
     prefix_prompt_tokens: int = 0
 
 
-class Pong(msgspec.Struct, frozen=True, tag="pong"):
+class Pong(Struct, frozen=True, tag="pong"):
     """Answer to `Ping`, with the runtime's load. Sent by the engine's own loop, so a hung engine does not answer."""
 
     sent_at: float
     stats: Stats
 
 
-class TierReport(msgspec.Struct, frozen=True, omit_defaults=True):
+class TierReport(Struct, frozen=True, omit_defaults=True):
     """One tier of a runtime; see `storage.tier_records.TierStats`. For `device`, bytes are rank rows.
 
     loads: how long it took to bring adapters up from this tier.
@@ -313,7 +313,7 @@ class TierReport(msgspec.Struct, frozen=True, omit_defaults=True):
     loads: LoadTimes = LoadTimes()
 
 
-class CachedAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
+class CachedAdapter(Struct, frozen=True, omit_defaults=True):
     """An adapter in some tier of a runtime. `uses`: how often it was asked for since it came to memory."""
 
     digest: str
@@ -325,7 +325,7 @@ class CachedAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
     uses: int = 0
 
 
-class CacheReport(msgspec.Struct, frozen=True, tag="cache"):
+class CacheReport(Struct, frozen=True, tag="cache"):
     """The tiers from the device down, and the adapters in them, the highest first, at most MAX_REPORTED."""
 
     number: int
@@ -335,34 +335,6 @@ class CacheReport(msgspec.Struct, frozen=True, tag="cache"):
 
 ServerFrame = Welcome | Refused | Step | AdapterStatus | CacheReport | Pong
 
-_encoder = msgspec.msgpack.Encoder()
-_client_decoder: msgspec.msgpack.Decoder[ClientFrame] = msgspec.msgpack.Decoder(ClientFrame)
-_server_decoder: msgspec.msgpack.Decoder[ServerFrame] = msgspec.msgpack.Decoder(ServerFrame)
-
 
 class ProtocolError(Exception):
     """The peer sent something that is not a frame of this protocol; the connection is closed."""
-
-
-def encode(frame: ClientFrame | ServerFrame) -> bytes:
-    """The frame with its length prefix. Raises ProtocolError when it exceeds MAX_FRAME_BYTES."""
-    body = _encoder.encode(frame)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ProtocolError(f"frame of {len(body)} bytes; at most {MAX_FRAME_BYTES}")
-    return len(body).to_bytes(4, "big") + body
-
-
-def decode_client(body: bytes) -> ClientFrame:
-    """A frame sent by a gateway. Raises ProtocolError."""
-    try:
-        return _client_decoder.decode(body)
-    except msgspec.DecodeError as error:
-        raise ProtocolError(str(error)) from error
-
-
-def decode_server(body: bytes) -> ServerFrame:
-    """A frame sent by a runtime. Raises ProtocolError."""
-    try:
-        return _server_decoder.decode(body)
-    except msgspec.DecodeError as error:
-        raise ProtocolError(str(error)) from error

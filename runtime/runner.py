@@ -17,8 +17,7 @@ import torch
 from kernels.cpu import compiling
 from runtime.batch import Batch, Row, Sampled
 from runtime.errors import ConfigInvalid, DeviceLost
-from runtime.grammars.compiler import Masks
-from runtime.grammars.masks import StepMasks
+from runtime.grammars.masks import GrammarMasks
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.kv_cache import KVCache
 from runtime.layers.rotary import Rotations
@@ -47,7 +46,7 @@ class TorchRunner:
         self, decoder: Decoder, cache: KVCache, pool: AdapterPool, limits: RowLimits, forward: Forward
     ) -> None:
         self._decoder, self._cache, self._pool, self._limits, self._forward = decoder, cache, pool, limits, forward
-        self._masks = Masks()
+        self._masks = GrammarMasks()
 
     @classmethod
     def load(
@@ -133,7 +132,7 @@ class TorchRunner:
     def execute(self, batch: Batch) -> list[Sampled]:
         """See `runtime.batch.Runner`."""
         rows = [row for row in batch.rows if row.samples]
-        masks = StepMasks.of(rows, self.vocab_size, self._masks)
+        masks = self._masks.of(rows, self.vocab_size)
         logits = self._logits(batch)
         with torch.inference_mode(), _device_errors():
             if masks is not None:

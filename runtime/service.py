@@ -24,6 +24,7 @@ import msgspec
 
 from runtime.adapter import Loads
 from runtime.cache_report import cache_report
+from runtime.codec import decode_client
 from runtime.connection import Connection
 from runtime.constraining import Constraining
 from runtime.engine import Engine, Output, StepResult
@@ -55,7 +56,6 @@ from runtime.protocol import (
     Submit,
     TierReport,
     Welcome,
-    decode_client,
 )
 from runtime.tracing import SequenceSpans
 from storage.tier_records import LoadTimes

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+from storage.records import Struct
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -22,7 +22,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
 MODULES: Final[tuple[str, ...]] = tuple(module for group in GROUPS.values() for module in group)
 
 
-class Geometry(msgspec.Struct, frozen=True):
+class Geometry(Struct, frozen=True):
     """Sizes in elements. `model_type` is the Hugging Face family name, for example "llama"."""
 
     model_type: str

@@ -14,12 +14,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from storage.errors import ObjectCorrupt
 from storage.geometry import MODULES, Geometry
+from storage.records import Struct, decode_json, encode_json
 
 MAGIC: Final = b"LRKTPACK"
 VERSION: Final = 1
@@ -44,7 +44,7 @@ class LoraMatrices(NamedTuple):
     b: npt.NDArray[Any]
 
 
-class PackedEntry(msgspec.Struct, frozen=True):
+class PackedEntry(Struct, frozen=True):
     """Where one module lies; offsets are bytes from the start of the payload."""
 
     layer: int
@@ -55,7 +55,7 @@ class PackedEntry(msgspec.Struct, frozen=True):
     offset_b: int
 
 
-class PackedHeader(msgspec.Struct, frozen=True):
+class PackedHeader(Struct, frozen=True):
     """What the file holds. `rank` is the largest rank of any entry: the rows that the adapter takes in a pool."""
 
     geometry: Geometry
@@ -91,7 +91,7 @@ def write_packed(
     ordered = sorted(matrices, key=lambda item: (item.layer, order[item.module]))
     header = _plan(geometry, dtype, ordered)
     _check(header)
-    text = msgspec.json.encode(header)
+    text = encode_json(header)
     prefix = MAGIC + VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
     out.write(prefix + bytes(-len(prefix) % ALIGNMENT))
     for item in ordered:
@@ -113,8 +113,8 @@ def read_packed(data: bytes | bytearray | memoryview) -> Packed:
     if length > MAX_HEADER_BYTES or start + length > len(view):
         raise ObjectCorrupt("packed adapter: header longer than the file")
     try:
-        header = msgspec.json.decode(view[start : start + length], type=PackedHeader)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        header = decode_json(view[start : start + length], PackedHeader)
+    except ValueError as error:
         raise ObjectCorrupt(f"packed adapter: {error}") from error
     begin = start + length + -(start + length) % ALIGNMENT
     payload = view[begin:]

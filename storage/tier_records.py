@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from typing import Final, Literal
 
-import msgspec
+from storage.records import Struct
 
 TierName = Literal["object", "disk", "memory"]
 
@@ -15,7 +15,7 @@ Purpose = Literal["request", "soon", "wish"]
 BOUNDS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
-class Visit(msgspec.Struct, frozen=True):
+class Visit(Struct, frozen=True):
     """One leg: the bytes are in `tier` now, and getting there took `seconds`.
 
     The first leg is the tier where they were found (for `object`: until its first bytes), the last is `memory`. What
@@ -27,7 +27,7 @@ class Visit(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-class LoadTimes(msgspec.Struct, frozen=True):
+class LoadTimes(Struct, frozen=True):
     """A histogram over `BOUNDS_S`, and sums."""
 
     counts: tuple[int, ...] = (0,) * (len(BOUNDS_S) + 1)
@@ -55,7 +55,7 @@ class Histogram:
         return LoadTimes(tuple(self._counts), sum(self._counts), self._seconds, self._bytes)
 
 
-class TierStats(msgspec.Struct, frozen=True):
+class TierStats(Struct, frozen=True):
     """Since the start, but for `entries` and `used_bytes`, which are now. For `object`, `used_bytes` is what came down.
 
     hits: what was there, or on its way already for another request. failures: bad files, failed downloads and
@@ -80,7 +80,7 @@ class TierStats(msgspec.Struct, frozen=True):
     loads: LoadTimes = LoadTimes()
 
 
-class Resident(msgspec.Struct, frozen=True):
+class Resident(Struct, frozen=True):
     """One adapter in the tiers. `uses`: how often it was asked for since it came to memory."""
 
     digest: str

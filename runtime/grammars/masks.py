@@ -10,14 +10,16 @@ takes three to twenty times as long (32 rows of 32,000 words: 0.2 ms instead of 
 """
 
 from collections.abc import Sequence
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import torch
 
 from runtime.batch import Row
 from runtime.errors import GrammarStuck, RunnerMisused
-from runtime.grammars.compiler import Masks, MatcherConstraint
+
+if TYPE_CHECKING:
+    from runtime.grammars.compiler import Masks, MatcherConstraint
 
 # Of every octet: what its eight words get, lowest bit first.
 _SUMMANDS: Final = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, np.float32(0.0), np.float32("-inf"))
@@ -30,7 +32,7 @@ class StepMasks:
         self._lines, self._summands = lines, summands
 
     @classmethod
-    def of(cls, rows: Sequence[Row], vocab_size: int, masks: Masks) -> Self | None:
+    def of(cls, rows: Sequence[Row], vocab_size: int, masks: "Masks") -> Self | None:
         """For the rows that sample; None when none of them has a grammar. Raises GrammarStuck."""
         lines = [line for line, row in enumerate(rows) if row.constraint is not None]
         if not lines:
@@ -54,7 +56,27 @@ class StepMasks:
             logits[line].add_(words)
 
 
-def _matcher(row: Row) -> MatcherConstraint:
+class GrammarMasks:
+    """Makes the masks of one engine's steps. The library is loaded when the first row has a grammar, not before: a GPU
+    host that only computes lacks it."""
+
+    def __init__(self) -> None:
+        self._masks: Masks | None = None
+
+    def of(self, rows: Sequence[Row], vocab_size: int) -> StepMasks | None:
+        """As `StepMasks.of`. Raises GrammarStuck."""
+        if all(row.constraint is None for row in rows):
+            return None
+        if self._masks is None:
+            from runtime.grammars.compiler import Masks
+
+            self._masks = Masks()
+        return StepMasks.of(rows, vocab_size, self._masks)
+
+
+def _matcher(row: Row) -> "MatcherConstraint":
+    from runtime.grammars.compiler import MatcherConstraint
+
     if not isinstance(row.constraint, MatcherConstraint):
         raise RunnerMisused(f"sequence {row.sequence_id} has a constraint of another maker")
     return row.constraint

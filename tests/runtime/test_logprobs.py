@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from gateway.demo import BASE_FOLDER
 from runtime.batch import BASE_SLOT, Batch, Row, Sampled, Scored
+from runtime.codec import decode_server, encode
 from runtime.logprobs import scored
-from runtime.protocol import SamplingParams, SequenceOutput, Step, TokenScore, decode_server, encode
+from runtime.protocol import SamplingParams, SequenceOutput, Step, TokenScore
 from runtime.runner import TorchRunner
 from runtime.stream import Stream
 from tests.runtime.fakes import FakeRunner, submit

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from runtime.client import RuntimeLost
+from runtime.codec import decode_server, encode
 from runtime.config import RuntimeConfig
 from runtime.errors import ConfigInvalid, DeviceLost, EngineStopped
 from runtime.framing import read_frame
@@ -30,8 +31,6 @@ from runtime.protocol import (
     Step,
     Submit,
     Welcome,
-    decode_server,
-    encode,
 )
 from runtime.tracing import SequenceSpans
 from tests.runtime.fakes import answer, submit

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+from runtime.codec import decode_client, encode
 from runtime.framing import read_frame
 from runtime.protocol import (
     PROTOCOL_VERSION,
@@ -22,8 +23,6 @@ from runtime.protocol import (
     Submit,
     TokenScore,
     Welcome,
-    decode_client,
-    encode,
 )
 
 EOS = 2
