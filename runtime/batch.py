@@ -6,19 +6,22 @@ one decode token. Rows are ordered by slot (base rows, -1, first), so each adapt
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from runtime.grammars.constraint import Constraint
 from runtime.protocol import SamplingParams, TokenScore
 from storage.packed import Packed
 
 BASE_SLOT = -1
+# Stands for a token that the step before draws: the device knows it and the host does not yet.
+PENDING: Final = -1
 
 
 class Row(NamedTuple):
     """One sequence in one step.
 
     token_ids: the new tokens, at positions start .. start + len(token_ids) - 1; their keys and values are written.
+        For a runner that runs ahead the last one, here and in `history`, may be PENDING.
     block_table: physical block of each logical block, covering every position up to the last new token.
     slot: adapter slot, or BASE_SLOT.
     samples: True when the logits of the last token are sampled (False for all but the last chunk of a prefill).
@@ -79,4 +82,44 @@ class Runner(Protocol):
 
     def release_slot(self, slot: int) -> None:
         """The slot's rows may be overwritten; no later batch names it."""
+        ...
+
+
+Flight = Any
+"""A step that a device has been given and whose tokens nobody has read yet: the runner's own record of it."""
+
+
+@runtime_checkable
+class RunsAhead(Protocol):
+    """A runner that takes a step while the one before it still runs: the host's work then costs the device no time."""
+
+    def launch(self, batch: Batch) -> Flight:
+        """Starts a step and returns at once. A row whose last token is PENDING continues the sequence's row of the
+        step launched before this one. At most one earlier step may be unfinished.
+
+        Nothing has been started when it raises: GrammarStuck, RunnerMisused or DeviceLost, as `execute`.
+        """
+        ...
+
+    def finish(self, flight: Flight) -> Sequence[Sampled | None]:
+        """Waits for the step; steps are finished in the order of their launches, each once. One entry per row with
+        `samples`, in row order, None where its numbers overflowed; the other rows are right. Raises DeviceLost."""
+        ...
+
+
+@runtime_checkable
+class CopiesBeside(Protocol):
+    """A runner that copies adapters while steps run, instead of `write_adapter`'s slice by slice between them."""
+
+    def begin_adapter(self, slot: int, row_offset: int, packed: Packed) -> None:
+        """Starts a copy into rank rows row_offset .. row_offset + rank - 1; `packed` must stay until it has ended.
+
+        Steps under way may still read what these rows and this slot held before. Raises AdapterInvalid (the slot is
+        empty) and RunnerMisused.
+        """
+        ...
+
+    def poll_adapter(self, slot: int) -> bool:
+        """Whether the copy has ended; never waits. From True on the slot may be used by steps. Raises AdapterInvalid
+        when the adapter cannot be used (the slot is empty then)."""
         ...

@@ -35,12 +35,17 @@ def scored(logits: torch.Tensor, rows: Sequence[Row], tokens: Sequence[int]) -> 
         most = min(max(rows[index].sampling.top_logprobs or 0 for index in chunk), shares.shape[1])
         values, words = shares.topk(most, -1) if most else (shares[:, :0], shares[:, :0].long())
         for index, mine, best, ids in zip(chunk, own[:, 0].tolist(), values.tolist(), words.tolist(), strict=True):
-            count = rows[index].sampling.top_logprobs or 0
-            free = rows[index].constraint is None
-            top = tuple(
-                (word, max(value, LEAST))
-                for word, value in zip(ids[:count], best[:count], strict=True)
-                if free or value > -math.inf
-            )
-            found[index] = Scored(tokens[index], TokenScore(mine, top))
+            found[index] = Scored(tokens[index], score_of(rows[index], mine, best, ids))
     return found
+
+
+def score_of(row: Row, own: float, best: Sequence[float], words: Sequence[int]) -> TokenScore:
+    """A row's score from what was read back for it: at least as many alternatives as it asks for, best first."""
+    count = row.sampling.top_logprobs or 0
+    free = row.constraint is None
+    top = tuple(
+        (word, max(value, LEAST))
+        for word, value in zip(words[:count], best[:count], strict=True)
+        if free or value > -math.inf
+    )
+    return TokenScore(max(own, LEAST), top)

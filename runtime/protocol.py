@@ -63,6 +63,11 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True):
     ignore_eos: bool = False
     top_logprobs: int | None = None
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what was said changes what may be said."""
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
 
 class Grammar(Struct, frozen=True):
     """What an answer must look like. json_schema: `source` is a JSON schema; lark: a grammar in llguidance's Lark.

@@ -67,7 +67,7 @@ class TorchRunner:
         threads: for torch in this whole process; 0 leaves its default. kv_bytes: upper bound of the cache.
         Raises ModelInvalid for the folder, ConfigInvalid for the other arguments.
         """
-        torch_dtype, torch_device = _dtype(dtype), _device(device)
+        torch_dtype, torch_device = dtype_named(dtype), device_named(device)
         if threads > 0:
             torch.set_num_threads(threads)
         config = ModelConfig.from_folder(folder)
@@ -134,7 +134,7 @@ class TorchRunner:
         rows = [row for row in batch.rows if row.samples]
         masks = self._masks.of(rows, self.vocab_size)
         logits = self._logits(batch)
-        with torch.inference_mode(), _device_errors():
+        with torch.inference_mode(), device_errors():
             if masks is not None:
                 masks.apply(logits.values)
                 logits = Logits(logits.values)
@@ -145,13 +145,13 @@ class TorchRunner:
         return self._logits(batch).values
 
     def _logits(self, batch: Batch) -> Logits:
-        with torch.inference_mode(), _device_errors():
+        with torch.inference_mode(), device_errors():
             self._limits.check(batch.rows)
             return self._forward(batch.rows)
 
     def write_adapter(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> None:
         """See `runtime.batch.Runner`."""
-        with torch.inference_mode(), _device_errors():
+        with torch.inference_mode(), device_errors():
             self._pool.write(slot, row_offset, packed, first_layer, num_layers)
 
     def release_slot(self, slot: int) -> None:
@@ -160,7 +160,7 @@ class TorchRunner:
 
 
 @contextlib.contextmanager
-def _device_errors() -> Iterator[None]:
+def device_errors() -> Iterator[None]:
     """An error of the accelerator itself is sticky: nothing on it works again in this process."""
     try:
         yield
@@ -170,16 +170,18 @@ def _device_errors() -> Iterator[None]:
 
 def free_card_bytes(name: str) -> int:
     """What is free on the card now. Raises ConfigInvalid."""
-    return torch.cuda.mem_get_info(_device(name))[0]
+    return torch.cuda.mem_get_info(device_named(name))[0]
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
+    """Raises ConfigInvalid."""
     if name not in DTYPES:
         raise ConfigInvalid(f"dtype = {name!r}: allowed are {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """One that is there. Raises ConfigInvalid."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -48,16 +48,13 @@ class Logits(NamedTuple):
 def sample(logits: Logits, rows: Sequence[Row]) -> list[int]:
     """One token id per row. Raises LogitsInvalid that names the rows without finite ones."""
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature >= GREEDY_TEMPERATURE]
-    if logits.best is not None and not drawn and not any(_is_adjusted(row.sampling) for row in rows):
+    if logits.best is not None and not drawn and not any(is_adjusted(row.sampling) for row in rows):
         _refuse([word >= 0 for word in logits.best], rows)
         return logits.best
     scores = logits.values.float()
-    adjusted = [index for index, row in enumerate(rows) if _is_adjusted(row.sampling)]
-    if adjusted:
+    if any(is_adjusted(row.sampling) for row in rows):
         scores = scores.clone() if scores is logits.values else scores
-        _bias(scores, rows)
-        for index in adjusted:
-            _penalise(scores[index], rows[index])
+        adjust(scores, rows)
     best, greedy = scores.max(-1)
     _refuse(torch.isfinite(best).tolist(), rows)
     tokens: list[int] = greedy.tolist()
@@ -157,14 +154,17 @@ def _is_cut(sampling: SamplingParams) -> bool:
     return sampling.top_k > 0 or sampling.top_p < 1.0
 
 
-def _is_adjusted(sampling: SamplingParams) -> bool:
+def is_adjusted(sampling: SamplingParams) -> bool:
     """Whether the logits themselves change, greedy or not."""
-    return (
-        sampling.repetition_penalty != 1.0
-        or sampling.frequency_penalty != 0.0
-        or sampling.presence_penalty != 0.0
-        or bool(sampling.logit_bias)
-    )
+    return sampling.has_penalties or bool(sampling.logit_bias)
+
+
+def adjust(scores: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Biases and penalties, in place; scores is [rows, vocab]."""
+    _bias(scores, rows)
+    for index, row in enumerate(rows):
+        if is_adjusted(row.sampling):
+            _penalise(scores[index], row)
 
 
 def _bias(scores: torch.Tensor, rows: Sequence[Row]) -> None:

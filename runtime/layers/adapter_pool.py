@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.adapter_scatter import PoolGroup
 from kernels.segments import SlotRows
 from runtime.errors import AdapterInvalid, RunnerMisused
 from storage.geometry import GROUPS, MODULES, Geometry
 from storage.packed import AdapterDtype, Packed, PackedEntry
 
-_TORCH_DTYPE: Final[dict[AdapterDtype, torch.dtype]] = {
+TORCH_DTYPES: Final[dict[AdapterDtype, torch.dtype]] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -50,8 +51,12 @@ class GroupWeights(NamedTuple):
 
 @dataclass
 class _Slot:
+    """modules: a bit for each of `MODULES` that the adapter has in some layer; group_bits: likewise, by group."""
+
     rows: SlotRows
     next_layer: int
+    modules: int
+    group_bits: int
 
 
 class AdapterPool:
@@ -87,6 +92,24 @@ class AdapterPool:
             raise RunnerMisused(f"slot {slot} holds no complete adapter")
         return state.rows
 
+    def modules(self, slot: int) -> int:
+        """A bit for each of `MODULES` that the slot's adapter has in some layer; see `kernels.segments.Tile`."""
+        return self._slots[slot].modules
+
+    def group_bits(self, slot: int) -> int:
+        """A bit for each of `groups` of which the slot's adapter has a module in some layer."""
+        return self._slots[slot].group_bits
+
+    @property
+    def scaling(self) -> torch.Tensor:
+        """[layers, slots, modules] fp32, over all groups."""
+        return self._scaling
+
+    @property
+    def stacked(self) -> tuple[PoolGroup, ...]:
+        """The pools over all layers, for `kernels/adapter_scatter.py`."""
+        return tuple(PoolGroup(a, b, group.slices) for a, b, group in zip(self._a, self._b, self.groups, strict=True))
+
     def touched(self, layer: int, group: int) -> npt.NDArray[np.bool_]:
         """[max_slots], a view: which slots' adapters have a module there."""
         return self._touched[:, layer, group]
@@ -113,11 +136,32 @@ class AdapterPool:
             self._copy(slot, offset, packed, entries)
         state.next_layer = layers.stop
 
+    def reserve(self, slot: int, row_offset: int, packed: Packed) -> SlotRows:
+        """The slot becomes LOADING for somebody who writes rows and scalings himself, and then calls `complete`.
+
+        Raises as `write` does. Reads and writes nothing on the device.
+        """
+        return self._enter(slot, row_offset, packed, 0, self.geometry.num_layers).rows
+
+    def complete(self, slot: int) -> None:
+        """A reserved slot is READY. Raises RunnerMisused for any other."""
+        state = self._slots.get(slot)
+        if state is None or state.next_layer:
+            raise RunnerMisused(f"slot {slot} is not reserved")
+        state.next_layer = self.geometry.num_layers
+
     def release(self, slot: int) -> None:
         """The slot becomes EMPTY; its rows keep their numbers until somebody overwrites them."""
         self._slots.pop(slot, None)
 
     def _begin(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> _Slot:
+        state = self._enter(slot, row_offset, packed, first_layer, num_layers)
+        if first_layer == 0:
+            self._touched[slot] = False
+            self._scaling[:, slot] = 0
+        return state
+
+    def _enter(self, slot: int, row_offset: int, packed: Packed, first_layer: int, num_layers: int) -> _Slot:
         if packed.header.geometry != self.geometry:
             raise AdapterInvalid(f"adapter made for {packed.header.geometry}, this base is {self.geometry}")
         rank, last = packed.header.rank, first_layer + num_layers
@@ -127,9 +171,7 @@ class AdapterPool:
             raise RunnerMisused(f"layers {first_layer}..{last} of {self.geometry.num_layers}")
         rows = SlotRows(row_offset, rank)
         if first_layer == 0:
-            self._slots[slot] = _Slot(rows, 0)
-            self._touched[slot] = False
-            self._scaling[:, slot] = 0
+            self._slots[slot] = _Slot(rows, 0, *self._bits(packed))
         state = self._slots.get(slot)
         if state is None or state.rows != rows or state.next_layer != first_layer:
             raise RunnerMisused(f"slot {slot}: layer {first_layer} out of order")
@@ -137,7 +179,7 @@ class AdapterPool:
 
     def _copy(self, slot: int, row_offset: int, packed: Packed, entries: list[PackedEntry]) -> None:
         """One copy of the entries' bytes to the device, then from there to the pool."""
-        dtype = _TORCH_DTYPE[packed.header.dtype]
+        dtype = TORCH_DTYPES[packed.header.dtype]
         begin, end = entries[0].offset_a, self._end(entries[-1], dtype.itemsize)
         staging = torch.empty(end - begin, dtype=torch.uint8)
         staging.numpy()[:] = np.frombuffer(packed.payload, np.uint8, end - begin, begin)
@@ -161,6 +203,13 @@ class AdapterPool:
             self._b[index][entry.layer, rows, column : column + out_features] = b.view(entry.rank, out_features)
             self._scaling[entry.layer, slot, module] = entry.scaling
             self._touched[slot, entry.layer, index] = True
+
+    def _bits(self, packed: Packed) -> tuple[int, int]:
+        modules = sum(1 << MODULES.index(name) for name in {entry.module for entry in packed.header.entries})
+        groups = 0
+        for index, group in enumerate(self.groups):
+            groups |= bool(modules >> group.first_module & (1 << len(group.slices)) - 1) << index
+        return modules, groups
 
     def _end(self, entry: PackedEntry, itemsize: int) -> int:
         return entry.offset_b + entry.rank * self.geometry.shape(entry.module)[0] * itemsize

@@ -4,7 +4,7 @@ another sequence, and the CPU's kernels check nothing."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.batch import Row
+from runtime.batch import PENDING, Row
 from runtime.errors import RunnerMisused
 
 
@@ -17,8 +17,8 @@ class RowLimits:
     max_positions: int
     vocab_size: int
 
-    def check(self, rows: Sequence[Row]) -> None:
-        """Raises RunnerMisused."""
+    def check(self, rows: Sequence[Row], *, ahead: bool = False) -> None:
+        """ahead: one token that follows a sampled one may be PENDING. Raises RunnerMisused."""
         if not rows:
             raise RunnerMisused("a step without rows")
         size, last_slot = self.block_tokens, rows[0].slot
@@ -34,5 +34,7 @@ class RowLimits:
                 raise RunnerMisused(f"sequence {row.sequence_id}: {len(row.block_table)} blocks, {needed} needed")
             if min(row.block_table) < 0 or max(row.block_table) >= self.num_blocks:
                 raise RunnerMisused(f"sequence {row.sequence_id}: a block outside the cache")
+            if ahead and count == 1 and row.token_ids[0] == PENDING:
+                continue
             if min(row.token_ids) < 0 or max(row.token_ids) >= self.vocab_size:
                 raise RunnerMisused(f"sequence {row.sequence_id}: a token outside the vocabulary")

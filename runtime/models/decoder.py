@@ -11,7 +11,7 @@ q, k, v and gate, up are fused when loading, and the last norm and the head run 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -22,7 +22,7 @@ from runtime.layers.linear import LoraLinear
 from runtime.layers.mlp import GatedMLP
 from runtime.layers.step import StepInputs
 from runtime.models.config import ModelConfig
-from runtime.weights import Checkpoint, open_checkpoint
+from runtime.weights import open_checkpoint
 from storage.geometry import GROUPS
 
 EMBEDDING: Final = "model.embed_tokens.weight"
@@ -80,16 +80,41 @@ def load_decoder(
 ) -> Decoder:
     """Reads the folder's weights. Raises ModelInvalid when they are not exactly those of this decoder."""
     checkpoint = open_checkpoint(folder, progress)
-    decoder = _Loader(checkpoint, config, cache, dtype, device).decoder()
+    decoder = build_decoder(checkpoint, config, cache, dtype, device)
     checkpoint.finish()
     return decoder
+
+
+class Weights(Protocol):
+    """Where a decoder's tensors come from: `runtime.weights.Checkpoint`, which says more, or `random_weights.py`."""
+
+    def fused(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """The named tensors stacked along their first dimension."""
+        ...
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """One tensor."""
+        ...
+
+    def skip(self, name: str) -> None:
+        """This one is not needed."""
+        ...
+
+
+def build_decoder(
+    weights: Weights, config: ModelConfig, cache: KVCache, dtype: torch.dtype, device: torch.device
+) -> Decoder:
+    """A decoder of these weights. Raises what they raise."""
+    return _Loader(weights, config, cache, dtype, device).decoder()
 
 
 class _Loader:
     """The names and shapes of the Hugging Face layout."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, cache: KVCache, dtype: torch.dtype, device: torch.device
+        self, checkpoint: Weights, config: ModelConfig, cache: KVCache, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._checkpoint, self._config, self._cache = checkpoint, config, cache
         self._dtype, self._device = dtype, device

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from runtime.batch import BASE_SLOT, Batch, Row
+from runtime.device_runner import DeviceRunner
 from runtime.protocol import SamplingParams
 from runtime.runner import TorchRunner
 from storage.geometry import MODULES, Geometry
@@ -135,7 +136,7 @@ class Job:
 
 
 def decode(
-    runner: TorchRunner,
+    runner: TorchRunner | DeviceRunner,
     jobs: Sequence[Job],
     *,
     block_tokens: int,
@@ -169,9 +170,13 @@ def decode(
         if not rows:
             continue
         batch = Batch(tuple(rows))
-        logits = runner.logits(batch)
-        # The same step once more: repeating a step must change nothing.
-        tokens = [token for token in runner.execute(batch) if isinstance(token, int)]
+        if isinstance(runner, DeviceRunner):  # interpreted, so every step counts
+            tokens = [token for token in runner.execute(batch) if isinstance(token, int)]
+            logits = runner.last_logits(len(tokens))
+        else:
+            logits = runner.logits(batch)
+            # The same step once more: repeating a step must change nothing.
+            tokens = [token for token in runner.execute(batch) if isinstance(token, int)]
         sampled = iter(zip(logits, tokens, strict=True))
         for (_, job), row in zip(live, rows, strict=True):
             job.computed += len(row.token_ids)
