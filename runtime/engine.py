@@ -4,6 +4,15 @@ A step expires deadlines, moves adapters on, asks the scheduler for a plan, runs
 goes wrong with a sequence becomes its last output, a typed `Failure`, in the next step's result: `submit` never raises
 for bad input. A runner that raises ends the sequences of that step and nothing else; `DeviceLost` alone passes through.
 Each sequence ends exactly once, by output or by abort, and holds nothing from then on.
+
+With a runner that runs ahead (`batch.RunsAhead`) the device has the next step before the host has read the last one:
+
+    step():  plan and launch n + 1 ── read n, end what ended ──> next          the device: n ──── n + 1 ───
+
+The plan then rests on tokens that nobody knows (PENDING). A sequence of which n turns out to have been the end has one
+row too many in n + 1, which is not looked at. Blocks and slots that it gave back are used again by later steps only,
+behind n + 1 in the device's queue. Where the next step depends on the host's word (a grammar, penalties) or may have
+to take blocks from a running sequence, n is read first.
 """
 
 import itertools
@@ -16,7 +25,7 @@ from typing import NamedTuple
 
 from runtime.adapter import MAX_LEASES, Loads, Way
 from runtime.admission import QueueSpeed, unacceptable
-from runtime.batch import BASE_SLOT, Batch, Row, Runner, Sampled
+from runtime.batch import BASE_SLOT, Batch, Flight, Row, Runner, RunsAhead, Sampled, Scored
 from runtime.blocks import BlockPool
 from runtime.ending import ending, grammar_failure
 from runtime.errors import DeviceLost, DuplicateId, GrammarStuck, LogitsInvalid, RunnerMisused
@@ -78,6 +87,16 @@ class StepResult:
     progressed: bool
 
 
+class _UnderWay(NamedTuple):
+    """A step that was launched. ends: of each row, the position after its last one."""
+
+    plan: list[Scheduled]
+    rows: tuple[Row, ...]
+    ends: list[int]
+    flight: Flight
+    began: float
+
+
 class Engine:
     """`clock` gives seconds, monotonic; `random_seed` makes the seed of a request that names none."""
 
@@ -91,6 +110,9 @@ class Engine:
         random_seed: Callable[[], int] = lambda: random.getrandbits(63),
     ) -> None:
         self._runner, self._model, self._clock, self._random_seed = runner, model, clock, random_seed
+        self._ahead = runner if isinstance(runner, RunsAhead) else None
+        self._under_way: _UnderWay | None = None
+        self._landed_at = 0.0
         self._blocks = BlockPool(limits.num_blocks, limits.block_tokens)
         self._rows = SlotPool(limits.adapter_rows)
         self._residency = Residency(
@@ -232,17 +254,94 @@ class Engine:
         for digest, failure in self._residency.advance(self._scheduler):
             self._fail_waiting(digest, failure)
         statuses = self._news(self._clock())
+        if self._under_way is not None and (self._waits_for_host(self._under_way) or self._scheduler.may_preempt()):
+            self._land(self._under_way)
         plan = self._scheduler.plan(self._clock(), self._pace.budget)
-        if plan:
-            self._execute(plan)
+        if self._ahead is None:
+            if plan:
+                self._execute(plan)
+        else:
+            launched = self._launch(self._ahead, plan)
+            if self._under_way is not None:
+                self._land(self._under_way)
+            self._under_way = launched
         statuses += self._news(self._clock())
         outputs, self._outputs = tuple(self._outputs), []
-        return StepResult(outputs, tuple(statuses), bool(plan or outputs or statuses or self._residency.copying))
+        busy = plan or outputs or statuses or self._under_way or self._residency.copying
+        return StepResult(outputs, tuple(statuses), bool(busy))
+
+    def _launch(self, runner: RunsAhead, plan: list[Scheduled]) -> _UnderWay | None:
+        """Starts the plan, without the sequences that can say nothing more; None when nothing was started."""
+        while plan:
+            rows = tuple(item.row() for item in plan)
+            began = self._clock()
+            try:
+                flight = runner.launch(Batch(rows))
+            except DeviceLost:
+                raise
+            except GrammarStuck as error:
+                plan = self._without_stuck(plan, error)
+            except Exception:
+                self._fail_step(plan)
+                return None
+            else:
+                for item in plan:
+                    self._scheduler.launched(item)
+                return _UnderWay(plan, rows, [item.sequence.num_computed for item in plan], flight, began)
+        return None
+
+    def _land(self, step: _UnderWay) -> None:
+        """Waits for a launched step; what ended since it was launched is not looked at."""
+        self._under_way = None
+        assert self._ahead is not None
+        try:
+            tokens = self._ahead.finish(step.flight)
+            if len(tokens) != sum(row.samples for row in step.rows):
+                raise RunnerMisused(f"{len(tokens)} tokens from {sum(row.samples for row in step.rows)} sampling rows")
+        except DeviceLost:
+            raise
+        except Exception:
+            self._fail_step([item for item in step.plan if item.sequence.state is not State.FINISHED])
+            return
+        now = self._clock()
+        self._pace.took(sum(item.num_tokens for item in step.plan), now - max(step.began, self._landed_at))
+        self._landed_at = now
+        self._num_steps += 1
+        adapters = len({row.slot for row in step.rows} - {BASE_SLOT})
+        accounts = len({item.sequence.account_id for item in step.plan})
+        sampled, said, broken = iter(tokens), list[tuple[Scheduled, Sampled]](), list[Scheduled]()
+        for item, row, end in zip(step.plan, step.rows, step.ends, strict=True):
+            found = next(sampled) if row.samples else None
+            if item.sequence.state is State.FINISHED:
+                continue
+            item.sequence.joined(len(step.rows), adapters, accounts)
+            if row.samples and found is None:
+                broken.append(item)
+                continue
+            token = found.token_id if isinstance(found, Scored) else found
+            self._scheduler.arrived(item.sequence, end - item.num_tokens, end, token)
+            if found is not None:
+                said.append((item, found))
+        self._num_generated += len(said)
+        self._scheduler.served(item for item, _ in said)
+        for item, found in said:
+            self._deliver(item.sequence, found, now)
+        if broken:
+            logger.warning("logits that are not finite in sequences %s", [item.sequence.number for item in broken])
+            self._break(broken)
+
+    def _waits_for_host(self, step: _UnderWay) -> bool:
+        """Whether a row of the step says something that the host must know before the sequence can go on."""
+        return any(
+            row.samples and (row.constraint is not None or row.sampling.has_penalties)
+            for item, row in zip(step.plan, step.rows, strict=True)
+            if item.sequence.state is not State.FINISHED
+        )
 
     def _execute(self, plan: list[Scheduled]) -> None:
         """Runs the plan; sequences whose own numbers overflow end, and the step is repeated without them."""
         while plan:
-            rows = tuple(_row(item) for item in plan)
+            rows = tuple(item.row() for item in plan)
             began = self._clock()
             try:
                 tokens = self._runner.execute(Batch(rows))
@@ -258,16 +357,20 @@ class Engine:
                 plan = [item for item in plan if item not in broken]
                 self._break(broken)
             except Exception:
-                logger.exception("a step with %d rows failed", len(rows))
-                now = self._clock()
-                for item in plan:
-                    self._scheduler.distrust(item.sequence)
-                    self._end(item.sequence, "error", Failure("internal", "the runtime failed in this step"), now)
+                self._fail_step(plan)
                 return
             else:
                 self._pace.took(sum(item.num_tokens for item in plan), self._clock() - began)
                 self._computed(plan, rows, tokens)
                 return
+
+    def _fail_step(self, plan: list[Scheduled]) -> None:
+        """Called while the exception is handled."""
+        logger.exception("a step with %d rows failed", len(plan))
+        now = self._clock()
+        for item in plan:
+            self._scheduler.distrust(item.sequence)
+            self._end(item.sequence, "error", Failure("internal", "the runtime failed in this step"), now)
 
     def _without_stuck(self, plan: list[Scheduled], error: GrammarStuck) -> list[Scheduled]:
         now = self._clock()
@@ -301,11 +404,13 @@ class Engine:
                 self._scheduler.computed(item, None)
                 continue
             found = next(sampled)
-            token, scores = (found, ()) if isinstance(found, int) else (found.token_id, (found.score,))
-            self._scheduler.computed(item, token)
-            self._deliver(item.sequence, token, scores, now)
+            self._scheduler.computed(item, found if isinstance(found, int) else found.token_id)
+            self._deliver(item.sequence, found, now)
 
-    def _deliver(self, sequence: Sequence, token: int, scores: tuple[TokenScore, ...], now: float) -> None:
+    def _deliver(self, sequence: Sequence, found: Sampled, now: float) -> None:
+        token: int
+        scores: tuple[TokenScore, ...]
+        token, scores = (found, ()) if isinstance(found, int) else (found.token_id, (found.score,))
         if sequence.first_token_at is None:
             sequence.first_token_at = now
         reason, shown, failure = ending(sequence, token, self._model.eos_token_ids)
@@ -389,20 +494,3 @@ class Engine:
             state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
             constraint=constraint,
         )
-
-
-def _row(item: Scheduled) -> Row:
-    sequence = item.sequence
-    return Row(
-        sequence_id=sequence.number,
-        token_ids=sequence.tokens[sequence.num_computed : sequence.num_computed + item.num_tokens],
-        start=sequence.num_computed,
-        block_table=sequence.block_table,
-        slot=sequence.slot,
-        samples=item.samples,
-        sampling=sequence.sampling,
-        history=sequence.tokens,
-        prompt_tokens=sequence.prompt_tokens,
-        seed=sequence.seed,
-        constraint=sequence.constraint,
-    )

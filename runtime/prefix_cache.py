@@ -37,12 +37,12 @@ class PrefixCache:
         self.num_hit_tokens += sequence.cached_tokens
         self.num_prompt_tokens += sequence.prompt_tokens
 
-    def computed(self, sequence: Sequence, num_tokens: int) -> None:
-        """A step has succeeded that computed the last `num_tokens` of those computed: blocks it filled can be found."""
+    def computed(self, sequence: Sequence, start: int, stop: int) -> None:
+        """A step has succeeded that computed positions start .. stop - 1: blocks it filled can be found."""
         if self._secret is None:
             return
         size = self._blocks.block_tokens
-        first, end = (sequence.num_computed - num_tokens) // size, sequence.num_computed // size
+        first, end = start // size, stop // size
         if first == end:
             return
         self._extend(sequence, self._secret, end)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from runtime.adapter import LEASED, MAX_LEASES, USABLE, Adapter, AdapterState, Demand, Loads, Way
-from runtime.batch import BASE_SLOT, Runner
+from runtime.batch import BASE_SLOT, CopiesBeside, Runner
 from runtime.errors import AdapterInvalid, DeviceLost
 from runtime.protocol import AdapterRef, AdapterStatus, Failure, Tier, TierReport, TierVisit
 from runtime.slots import Slot, SlotPool, Window
@@ -25,7 +25,7 @@ MAX_WARM: Final = 4096
 
 
 class Residency:
-    """Owns the pool of rows and the records; the only caller of the runner's `write_adapter` and `release_slot`."""
+    """Owns the pool of rows and the records; the only caller of what the runner has for adapters."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Residency:
     ) -> None:
         self._pool, self._runner, self._loads, self._clock = pool, runner, loads, clock
         self._max_leases, self._copy_bytes, self._starve_after_s = max_leases, copy_bytes, starve_after_s
+        self._beside = runner if isinstance(runner, CopiesBeside) else None
         self._adapters: dict[str, Adapter] = {}
         self._warm: OrderedDict[str, Way | None] = OrderedDict()
         self._claim: tuple[Adapter, Window] | None = None
@@ -191,7 +192,7 @@ class Residency:
         self._settle_claim()
         adapters = [self._adapters[ref.digest] for ref in in_turn if ref.digest in self._adapters]
         self._give_rows([adapter for adapter in adapters if adapter.state is AdapterState.HOST], demand)
-        return self._write_layers()
+        return self._write_layers() if self._beside is None else self._copy_beside(self._beside)
 
     def _drop_unwanted(self, demand: Demand) -> None:
         """What nobody waits for any more gives its lease back, or, when it was deleted, its rows."""
@@ -269,6 +270,24 @@ class Residency:
         adapter.state = AdapterState.COPYING
         adapter.copy_began_at = self._clock()
 
+    def _copy_beside(self, runner: CopiesBeside) -> list[tuple[str, Failure]]:
+        """Starts the copies that have found rows, and looks which have ended; waits for none."""
+        failures: list[tuple[str, Failure]] = []
+        for adapter in [item for item in self._adapters.values() if item.state is AdapterState.COPYING]:
+            assert adapter.packed is not None
+            header, slot = adapter.packed.header, self._slot(adapter)
+            try:
+                if not adapter.layers_written:
+                    runner.begin_adapter(slot.number, slot.offset, adapter.packed)
+                    adapter.layers_written = header.geometry.num_layers
+                arrived = runner.poll_adapter(slot.number)
+            except Exception as error:
+                failures.append(self._not_copied(adapter, error))
+                continue
+            if arrived:
+                self._arrived(adapter, header.payload_bytes)
+        return failures
+
     def _write_layers(self) -> list[tuple[str, Failure]]:
         budget = self._copy_bytes
         failures: list[tuple[str, Failure]] = []
@@ -283,15 +302,8 @@ class Residency:
             slot = self._slot(adapter)
             try:
                 self._runner.write_adapter(slot.number, slot.offset, adapter.packed, adapter.layers_written, layers)
-            except DeviceLost:
-                raise
-            except AdapterInvalid as error:
-                failures.append(self._unwritable(adapter, Failure("adapter_corrupt", str(error))))
-                continue
-            except Exception:
-                logger.exception("adapter %s could not be written to the device", adapter.ref.digest)
-                failure = Failure("internal", "the adapter could not be copied to the device")
-                failures.append(self._unwritable(adapter, failure))
+            except Exception as error:
+                failures.append(self._not_copied(adapter, error))
                 continue
             budget -= layers * layer_bytes
             adapter.layers_written += layers
@@ -299,7 +311,15 @@ class Residency:
                 self._arrived(adapter, header.payload_bytes)
         return failures
 
-    def _unwritable(self, adapter: Adapter, failure: Failure) -> tuple[str, Failure]:
+    def _not_copied(self, adapter: Adapter, error: Exception) -> tuple[str, Failure]:
+        """Called while the exception is handled; the device's own end is not the adapter's affair."""
+        if isinstance(error, DeviceLost):
+            raise error
+        if isinstance(error, AdapterInvalid):
+            failure = Failure("adapter_corrupt", str(error))
+        else:
+            logger.exception("adapter %s could not be written to the device", adapter.ref.digest)
+            failure = Failure("internal", "the adapter could not be copied to the device")
         self._drop(adapter, AdapterStatus(adapter.ref.digest, "memory", adapter.way.visits, failure))
         return adapter.ref.digest, failure
 

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final, NamedTuple, Protocol
 
-from runtime.batch import BASE_SLOT
+from runtime.batch import BASE_SLOT, PENDING, Row
 from runtime.blocks import BlockPool
 from runtime.fairness import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from runtime.prefix_cache import PrefixCache
@@ -58,6 +58,23 @@ class Scheduled(NamedTuple):
     def samples(self) -> bool:
         """True when the step reaches the sequence's last token, so that the next one can be sampled."""
         return self.num_tokens == self.sequence.num_uncomputed
+
+    def row(self) -> Row:
+        """For the runner."""
+        sequence = self.sequence
+        return Row(
+            sequence_id=sequence.number,
+            token_ids=sequence.tokens[sequence.num_computed : sequence.num_computed + self.num_tokens],
+            start=sequence.num_computed,
+            block_table=sequence.block_table,
+            slot=sequence.slot,
+            samples=self.samples,
+            sampling=sequence.sampling,
+            history=sequence.tokens,
+            prompt_tokens=sequence.prompt_tokens,
+            seed=sequence.seed,
+            constraint=sequence.constraint,
+        )
 
 
 class Scheduler:
@@ -167,10 +184,35 @@ class Scheduler:
         """The step was executed; `token` is what was sampled, None unless `step.samples`."""
         sequence = step.sequence
         sequence.num_computed += step.num_tokens
-        self._prefixes.computed(sequence, step.num_tokens)
+        self._prefixes.computed(sequence, sequence.num_computed - step.num_tokens, sequence.num_computed)
         if token is not None:
             sequence.tokens.append(token)
             sequence.state = State.DECODE
+
+    def launched(self, step: Scheduled) -> None:
+        """The step runs, and will be heard of by `arrived`; the next plan may go on from it."""
+        sequence, samples = step.sequence, step.samples
+        sequence.num_computed += step.num_tokens
+        if samples:
+            sequence.tokens.append(PENDING)
+            sequence.num_pending += 1
+            sequence.state = State.DECODE
+
+    def arrived(self, sequence: Sequence, first: int, end: int, token: int | None) -> None:
+        """A launched step has computed positions first .. end - 1; `token` as for `computed`."""
+        if token is not None:
+            sequence.tokens[end] = token
+            sequence.num_pending -= 1
+        self._prefixes.computed(sequence, first, end)
+
+    def may_preempt(self) -> bool:
+        """Whether the next plan might take blocks from a running sequence: not while a step of it is under way."""
+        missing = sum(
+            self._blocks.needed(len(sequence.tokens)) - len(sequence.block_table)
+            for sequence in self._running
+            if sequence.state is State.DECODE and sequence.num_remaining > sequence.num_pending
+        )
+        return missing > self._blocks.num_free or self._crowding() is not None
 
     def served(self, steps: Iterable[Scheduled]) -> None:
         """These sequences got a token each; their accounts and adapters are charged, once per step for speed."""
@@ -210,14 +252,19 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Room for an account that runs nothing, taken from the one that runs most."""
+        crowded = self._crowding()
+        if crowded is not None:
+            self._preempted(self._running.take_from(crowded))
+
+    def _crowding(self) -> str | None:
+        """The account that has to give one sequence up, if one has."""
         crowded = self._running.crowded() if len(self._waiting) else None
         if crowded is None:
-            return
+            return None
         head = next(self._waiting.candidates(self._adapters.admissible), None)
         if head is None or head.account_id in self._running.accounts:
-            return
-        if not self._has_room(head, self._prefixes.find(head)):
-            self._preempted(self._running.take_from(crowded))
+            return None
+        return None if self._has_room(head, self._prefixes.find(head)) else crowded
 
     def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
         """Whether a row and the blocks beyond those `found` are free; alone, the blocks always are."""
@@ -230,7 +277,7 @@ class Scheduler:
     def _decodes(self) -> list[Scheduled]:
         grown = []
         for sequence in list(self._running):
-            if sequence.state is not State.DECODE:
+            if sequence.state is not State.DECODE or sequence.num_remaining <= sequence.num_pending:
                 continue
             while not self._blocks.grow(sequence.block_table, len(sequence.tokens)):
                 leaver = self._running.take_newest()

@@ -30,7 +30,8 @@ class State(enum.Enum):
 class Sequence:
     """`number` is the engine's own id and the order of arrival; (owner, sequence_id) is the gateway's name for it.
 
-    tokens: prompt and answer so far; the first num_computed of them have keys and values in the blocks.
+    tokens: prompt and answer so far; the first num_computed of them have keys and values in the blocks, or will have
+        when the steps under way have ended. The last num_pending are PENDING: such a step draws them.
     block_keys: what its full blocks are known by, from the first on, as far as anybody asked (`prefix_cache.py`).
     cached_tokens: of the prompt, found computed when it first started.
     constraint: what its grammar allows next; it has taken the answer's tokens, whatever was preempted.
@@ -54,6 +55,7 @@ class Sequence:
     weight: float = 1.0
     state: State = State.WAITING
     num_computed: int = 0
+    num_pending: int = 0
     block_table: list[int] = field(default_factory=list)
     block_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
@@ -79,8 +81,8 @@ class Sequence:
 
     @property
     def num_generated(self) -> int:
-        """Tokens of the answer, a stop token that ended it included."""
-        return len(self.tokens) - self.prompt_tokens
+        """Tokens of the answer that are known, a stop token that ended it included."""
+        return len(self.tokens) - self.num_pending - self.prompt_tokens
 
     @property
     def num_uncomputed(self) -> int:
@@ -89,7 +91,7 @@ class Sequence:
 
     @property
     def num_remaining(self) -> int:
-        """The most tokens that it may still generate."""
+        """The most tokens that it may still generate, those under way included."""
         return self.sampling.max_tokens - self.num_generated
 
     @property

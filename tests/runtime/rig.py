@@ -1,6 +1,7 @@
 """An engine on fakes, with its outputs gathered per sequence and its books checked after every step."""
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from runtime.engine import Engine, EngineLimits
@@ -12,9 +13,11 @@ from tests.runtime.fakes import MODEL, WAY, FakeClock, FakeLoads, FakeRunner, pa
 class Rig:
     """`outputs[owner, id]` is everything a sequence said."""
 
-    def __init__(self, *, num_blocks: int = 64, rows: int = 32, **limits: Any) -> None:
+    def __init__(
+        self, *, num_blocks: int = 64, rows: int = 32, make: Callable[..., FakeRunner] = FakeRunner, **limits: Any
+    ) -> None:
         self.clock = FakeClock()
-        self.runner = FakeRunner(num_blocks=num_blocks, num_rows=rows)
+        self.runner = make(num_blocks=num_blocks, num_rows=rows)
         self.loads = FakeLoads()
         block_tokens = self.runner.block_tokens
         self.engine = Engine(

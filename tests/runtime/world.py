@@ -3,8 +3,10 @@
 The rig checks the books after every step, the fake runner checks what it is given.
 """
 
+from collections.abc import Callable
+
 from runtime.protocol import Failure, Submit
-from tests.runtime.fakes import answer, ref, submit, tokens_of
+from tests.runtime.fakes import FakeRunner, answer, ref, submit, tokens_of
 from tests.runtime.rig import Rig
 
 ADAPTERS = {f"x{i}": rank for i, rank in enumerate([8, 8, 16, 24, 4, 40])}
@@ -14,8 +16,9 @@ KINDS = {"timeout", "overloaded", "too_long", "adapter_missing", "adapter_too_la
 class World:
     """Small enough that blocks, rows, leases and the queue all run out."""
 
-    def __init__(self, *, prefix_cache: bool = True) -> None:
+    def __init__(self, *, prefix_cache: bool = True, make: Callable[..., FakeRunner] = FakeRunner) -> None:
         self.rig = Rig(
+            make=make,
             num_blocks=16,
             rows=32,
             max_running=5,
