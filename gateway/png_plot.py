@@ -23,14 +23,17 @@ _GLYPHS: Final = {
 }  # fmt: skip
 COLOURS: Final = ((11, 110, 153), (194, 87, 26), (59, 129, 50), (123, 63, 160), (40, 40, 40), (150, 30, 60))
 _SCALE: Final = 2
-_WIDTH, _HEIGHT = 460, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 40, 60
+_LETTER: Final = 6 * _SCALE
+_WIDTH, _HEIGHT = 460, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 56, 60
+_GRID: Final = (225, 225, 225)
+_AXIS: Final = (80, 80, 80)
 
 Line = Sequence[tuple[float, float]]
 
 
 def write_png(path: Path, panels: Sequence[tuple[str, Mapping[str, Line], str]], *, log_x: bool = True) -> None:
-    """Panels side by side: (title, lines by name, what the horizontal axis is). Vertical axes run from 0 to the top."""
+    """Panels side by side: (title, lines by name, what the horizontal axis is). Vertical axes begin at 0."""
     image = np.full((_HEIGHT, _WIDTH * len(panels), 3), 255, np.uint8)
     for number, (title, lines, below) in enumerate(panels):
         _panel(image[:, number * _WIDTH : (number + 1) * _WIDTH], title, lines, below, log_x=log_x)
@@ -45,41 +48,58 @@ def write_png(path: Path, panels: Sequence[tuple[str, Mapping[str, Line], str]],
 def _panel(image: npt.NDArray[np.uint8], title: str, lines: Mapping[str, Line], below: str, *, log_x: bool) -> None:
     points = [point for line in lines.values() for point in line] or [(1.0, 0.0)]
     low, high = min(x for x, _ in points), max(x for x, _ in points)
-    top = max(*(y for _, y in points), 1e-9) * 1.05
+    log_x = log_x and low > 0
+    if not log_x:
+        low = min(low, 0.0)
+    marks = _round_marks(max(y for _, y in points))
 
     def across(x: float) -> float:
         if high <= low:
             share = 0.5
-        elif log_x and low > 0:
+        elif log_x:
             share = math.log(x / low) / math.log(high / low)
         else:
             share = (x - low) / (high - low)
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def up(y: float) -> float:
-        return _HEIGHT - _BOTTOM - y / top * (_HEIGHT - _TOP - _BOTTOM)
+        return _HEIGHT - _BOTTOM - y / marks[-1] * (_HEIGHT - _TOP - _BOTTOM)
 
-    for part in range(5):
-        y = top * part / 4
-        _line(image, _LEFT, up(y), _WIDTH - _RIGHT, up(y), (225, 225, 225))
-        _text(image, 6, int(up(y)) - 5, f"{y:.3g}")
-    for x in sorted({low, high, *(point[0] for point in points[:: max(1, len(points) // 4)])}):
-        _line(image, across(x), up(0), across(x), up(0) + 4, (80, 80, 80))
-    _text(image, _LEFT, _HEIGHT - _BOTTOM + 10, _short(low))
-    _text(image, _WIDTH - _RIGHT - 6 * _SCALE * len(_short(high)), _HEIGHT - _BOTTOM + 10, _short(high))
+    for y in marks:
+        _line(image, _LEFT, up(y), _WIDTH - _RIGHT, up(y), _GRID)
+        _text(image, _LEFT - 8 - _LETTER * len(_short(y)), int(up(y)) - 6, _short(y))
+    free_from = 0.0
+    for x in sorted({x for x, _ in points}) if log_x else [x for x in _round_marks(high) if x <= high]:
+        label = _short(x)
+        left = across(x) - _LETTER * len(label) / 2
+        _line(image, across(x), up(0), across(x), up(0) + 4, _AXIS)
+        if left >= free_from and left + _LETTER * len(label) <= _WIDTH:
+            _text(image, int(left), _HEIGHT - _BOTTOM + 10, label)
+            free_from = left + _LETTER * (len(label) + 1)
     _text(image, _LEFT, 8, title)
     _text(image, _LEFT, _HEIGHT - 22, below)
+    place = _LEFT
     for number, (name, line) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         ordered = sorted(line)
         for (x1, y1), (x2, y2) in itertools.pairwise(ordered):
             _line(image, across(x1), up(y1), across(x2), up(y2), colour, thick=True)
-        _text(image, _WIDTH - _RIGHT - 6 * _SCALE * 9, _TOP + 16 * number, name, colour)
+        if len(lines) > 1:
+            _text(image, place, 30, name, colour)
+            place += _LETTER * (len(name) + 2)
+
+
+def _round_marks(high: float) -> list[float]:
+    """From 0 in steps of 1, 2 or 5 times a power of ten, to the first at or above `high`: four to eight of them."""
+    high = max(high, 1e-9)
+    power = 10.0 ** math.floor(math.log10(high / 4))
+    step = power * max(part for part in (1, 2, 5) if power * part <= high / 4 * 1.0000001)
+    return [step * number for number in range(math.ceil(high / step - 1e-6) + 1)]
 
 
 def _short(value: float) -> str:
     for unit in ("", "K", "M", "G"):
-        if abs(value) < 1000:
+        if abs(value) < 999.5:
             return f"{value:.3g}{unit}"
         value /= 1000
     return f"{value:.3g}T"

@@ -209,8 +209,8 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
     for tier, points in found["curves"].items():
         lines: dict[str, list[tuple[float, float]]] = {}
         for point in points:
-            lines.setdefault(point["policy"], []).append((point["budget"], point["miss_ratio"]))
-        panels.append((f"{tier}: misses of what arrives", lines, "rank rows" if tier == "device" else "bytes"))
+            lines.setdefault(point["policy"], []).append((point["budget"], point["miss_ratio"] * 100))
+        panels.append((f"{tier}: misses there, %", lines, "rank rows" if tier == "device" else "bytes"))
     try:
         write_png(path, panels)
     except OSError as error:
