@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.commands.api import Api
+from gateway.commands.cache_metrics import exposition
 from gateway.commands.options import AsJson, Config, DataDir, print_json, print_rows, settings_of
 from storage.tier_records import BOUNDS_S
 
@@ -20,10 +21,18 @@ MAX_SHOWN = 50
 
 
 @app.command()
-def stats(config: Config = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def stats(
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    prometheus: Annotated[bool, typer.Option("--prometheus", help="Prometheus' text format.")] = False,
+) -> None:
     """Show what is in each tier, how often it was found there, and how long it took to bring it."""
     with _operator(config, data_dir) as api:
         report = api.call("GET", "/cache").json()
+    if prometheus:
+        print(exposition(report), end="")
+        return
     if as_json:
         print_json(report)
         return

@@ -1,5 +1,7 @@
 """`lorikeet cache` beside a real deployment: stats, pin, warm, evict, and a simulation of what the log says."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,13 @@ def test_look_pin_warm_evict_simulate(deployment: Deployment, tmp_path: Path) ->
     assert sum(tiers["object"]["loads"]["counts"]) == tiers["object"]["loads"]["count"]
     assert {owner["name"] for owner in place()["owners"]} >= {"tides-json"}
     assert place()["device"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "cache", "stats", "--prometheus", "--data-dir", str(deployment.data_dir)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert f'lorikeet_tier_up{{model="{MODEL}"}} 1\n' in done.stdout
+    assert f'lorikeet_tier_refused_total{{model="{MODEL}",tier="disk"}} 0\n' in done.stdout
 
     reference = f"{caller.account_id}/tides-json"
     assert deployment.cli("cache", "pin", reference)["digests"] == [digest]
