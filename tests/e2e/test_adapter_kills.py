@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 
 
 class Callers:
-    """Threads that call at random until told to stop. `outcomes`: (verb, status or error); `wrong`: our own failures."""
+    """Threads that call at random until told to stop. `outcomes`: (verb, status or error). `wrong`: our failures."""
 
     def __init__(self, caller: Caller, count: int = 5) -> None:
         self._caller = caller
