@@ -6,7 +6,7 @@ The first argument of each is the marker that names the type of the weights (`ve
 from collections.abc import Callable
 from typing import Any, Final
 
-from kernels.cpu.compiling import compiled
+from kernels.cpu.compiling import compiled, compiled_as
 from kernels.cpu.tiles import axpy_tile, converting, dot_tile, element_bytes
 from kernels.cpu.vectors import LANES, REGISTERS
 
@@ -21,7 +21,7 @@ def _dot_band(height: int, width: int) -> Callable[..., None]:
     """`dot` for exactly `height` rows."""
     tile, column = dot_tile(height, width), dot_tile(height, 1)
 
-    @compiled
+    @compiled_as(f"dot_{height}_{width}")
     def band(
         marker: Any, x: int, xs: int, w: int, ws: int, columns: int, y: int, ys: int, k: int, ahead: int, jump: int
     ) -> None:
@@ -89,7 +89,7 @@ def _axpy_band(height: int, vectors: int) -> Callable[..., None]:
     tile, single = axpy_tile(height, vectors), axpy_tile(height, 1)
     rest = axpy_tile(height, 1, partial=True)
 
-    @compiled
+    @compiled_as(f"axpy_{height}_{vectors}")
     def band(marker: Any, a: int, a_stride: int, b: int, bs: int, y: int, ys: int, columns: int, count: int) -> None:
         size = element_bytes(marker)
         c = 0

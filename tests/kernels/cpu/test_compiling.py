@@ -1,12 +1,15 @@
 """Where compiled kernels are kept, and what happens where they cannot be, or where there is no Numba."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 from kernels.cpu import compiling
+from kernels.cpu.executing import execute
 
 
 @pytest.fixture
@@ -92,3 +95,20 @@ def test_an_unknown_dtype_is_refused() -> None:
     done = subprocess.run([sys.executable, "-m", "kernels.cpu", "int8"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "there are bfloat16, float16, float32" in done.stderr
+
+
+def test_no_two_compiled_functions_have_one_name() -> None:
+    """Or a process that compiles some and loads others from the folder would run one in place of the other."""
+    found = dict[int, str]()
+
+    def note(function: object) -> None:
+        if isinstance(function, Dispatcher) and id(function) not in found:
+            python = function.py_func
+            found[id(function)] = f"{python.__module__}.{python.__qualname__}"
+            seen = inspect.getclosurevars(python)
+            for other in (*seen.globals.values(), *seen.nonlocals.values()):
+                note(other)
+
+    note(execute)
+    assert len(found) > 30
+    assert len(set(found.values())) == len(found)
