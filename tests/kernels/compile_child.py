@@ -1,8 +1,8 @@
 """Compiles kernels for devices that are not here. A process of its own, because the tests' process interprets.
 
 One line in: {"case": "module:name" (or "controls:name"), "arch": 90}. One line out: registers, stack, local, shared
-(bytes), which tensor-core instructions the machine code holds, and whether it waits for an earlier kernel or lets a
-later one start (early); or {"error": sentence}.
+(bytes), which tensor-core instructions the machine code holds, whether it waits for an earlier kernel or lets a
+later one start (early), and whether a wgmma may read registers after the code went on (late); or {"error": sentence}.
 """
 
 import json
@@ -51,7 +51,30 @@ def compiled(case: CompileCase, arch: int) -> dict[str, Any]:
     # HMMA and friends are the synchronous form, HGMMA and friends the warp group's
     kinds = set(re.findall(r"\b[HIQBD](G?)MMA\b", code))
     early = re.search(r"\b(ACQBULK|PREEXIT)\b", code) is not None
-    return {**counts, "shared": made.metadata.shared, "mma": "" in kinds, "wgmma": "G" in kinds, "early": early}
+    found = {"mma": "" in kinds, "wgmma": "G" in kinds, "early": early, "late": _reads_late(made.asm["ptx"])}
+    return {**counts, "shared": made.metadata.shared, **found}
+
+
+_WGMMA_STEPS = re.compile(
+    r"(?P<registers>wgmma\.mma_async[^;]*\},\s*\{[^}]*\},\s*%rd)|(?P<commit>wgmma\.commit_group)"
+    r"|(?P<wait>wgmma\.wait_group\.sync\.aligned\s+0)|(?P<jump>\bbra\b|\bret\b|^\$\w+:)",
+    re.MULTILINE,
+)
+
+
+def _reads_late(assembly: str) -> bool:
+    """Whether a wgmma with an operand in registers is not waited for before the next jump, as in a pipelined loop."""
+    reading = started = False
+    for step in _WGMMA_STEPS.finditer(assembly):
+        if step["registers"]:
+            reading = True
+        elif step["commit"]:
+            started = reading
+        elif step["wait"]:
+            reading = started = False
+        elif started:
+            return True
+    return False
 
 
 def _tool(name: str, *arguments: str) -> str:
