@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -c infra/constraints.txt
 # pip's two hundred lines become one that moves; warnings and errors still come through on standard error.
 ONE_LINE := | awk '/^(Collecting|Downloading|Installing|Building)/ {printf "\r\033[K    %.70s", $$0; fflush()} END {printf "\r\033[K"}'
+# A GPU host's own Python: torch with CUDA and Triton are its, and nothing is installed for us.
+GPU_PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PEERS := peers/llama
@@ -13,7 +15,7 @@ PEER_PACKAGES := llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix train-demo bench-runtime bench-tiers bench-peers clean
+.PHONY: help demo serve test check fix train-demo gpu bench-runtime bench-tiers bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +40,9 @@ fix: $(VENV)/.dev ## let ruff mend what it can
 
 train-demo: $(VENV)/.dev ## make the demo base and its adapters anew (about six minutes on two cores)
 	@$(BIN)/python -m infra.demo.train
+
+gpu: ## on a GPU host: tests and benchmarks there, nine minutes (STEP="tests kernels" for some, GPU="--minutes 4")
+	@$(GPU_PYTHON) -m infra.bench.gpu $(addprefix --step ,$(STEP)) $(GPU)
 
 bench-runtime: $(VENV)/.dev ## our runtime beside transformers + PEFT and llama.cpp (BENCH="--quick" for a short one)
 	@$(BIN)/python -m infra.bench.runtime $(BENCH)

@@ -36,10 +36,17 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
     """Writes the rows over an earlier visit's of the same metric and peer, beside its others; returns all."""
     made = {(row.metric, row.peer) for row in rows}
     merged = [*(row for row in read_rows(path) if (row.metric, row.peer) not in made), *rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row._asdict()) for row in merged)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    write_rows(path, merged)
     return merged
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """The list as JSON, one row a line; whole or not at all, for whoever writes may be ended at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row._asdict()) for row in rows)
+    part = path.with_suffix(".part")
+    part.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    part.replace(path)
 
 
 def table(title: str, rows: Iterable[Row]) -> str:

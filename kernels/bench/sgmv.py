@@ -26,17 +26,16 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 FLOOR_TARGET: Final = 1.15
 # Bytes dominate where they need so many times what two empty launches take.
 DOMINATE: Final = 2.0
-GRACE_S: Final = 120.0
 
 
-def ask(peer: str, arguments: Sequence[str], seconds: float, folder: Path) -> list[dict[str, Any]]:
+def ask(peer: str, arguments: Sequence[str], limit_s: float, folder: Path) -> list[dict[str, Any]]:
     """The lines that the peer's process wrote, and one more that says how it ended if it ended badly."""
     out, log = folder / "lines", folder / "log"
     command = [sys.executable, "-m", "kernels.bench.sgmv_child", "--peer", peer, "--out", str(out), *arguments]
     with log.open("w") as file:
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
-            code = child.wait(seconds + GRACE_S)
+            code = child.wait(limit_s)
         except subprocess.TimeoutExpired:
             child.kill()
             code = child.wait()
@@ -115,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     options.add_argument("--peers", default=",".join(PEERS), help="names, separated by commas")
     options.add_argument("--out", type=Path, default=Path("bench-results/gpu-kernels.json"))
+    options.add_argument("--grace", type=float, default=120.0, help="seconds after which a peer's process is ended")
     arguments = options.parse_args(argv)
     passed = [
         word
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     points, rows = grid(arguments.points), list[Row]()
     with tempfile.TemporaryDirectory() as folder:
         for peer in arguments.peers.split(","):
-            lines = ask(peer, passed, arguments.seconds, Path(folder))
+            lines = ask(peer, passed, arguments.seconds + arguments.grace, Path(folder))
             made = rows_of(peer, lines, points)
             known = {(row.metric, row.peer) for row in rows}
             rows += [row for row in made if (row.metric, row.peer) not in known]

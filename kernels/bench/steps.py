@@ -31,7 +31,6 @@ SHARE_TARGET: Final = 0.8
 # Bytes dominate where they need so many times what two empty launches take.
 DOMINATE: Final = 2.0
 MOST_WRONG: Final = 1e-2
-GRACE_S: Final = 60.0
 
 
 def rows_of(work: Work, device: torch.device, bandwidth: float, launches: float, repeats: int) -> list[Row]:
@@ -90,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--points", default="quick", choices=list(SIZES))
     options.add_argument("--families", default=",".join(FAMILIES), help="names, separated by commas")
     options.add_argument("--seconds", type=float, default=45.0, help="for each family")
+    options.add_argument("--grace", type=float, default=60.0, help="seconds after which a family's process is ended")
     options.add_argument("--repeats", type=int, default=9)
     options.add_argument("--device", default="cuda")
     options.add_argument("--out", type=Path, default=Path("bench-results/gpu-kernels.json"))
@@ -104,7 +104,7 @@ def ask(family: str, arguments: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "kernels.bench.steps", "--child", family, *words]
     try:
         ended = subprocess.run(
-            command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=arguments.seconds + GRACE_S
+            command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=arguments.seconds + arguments.grace
         )
         said = (ended.stderr.strip().splitlines() or ["without a word"])[-1]
         note = f"its process ended with {ended.returncode}: {said}" if ended.returncode else ""

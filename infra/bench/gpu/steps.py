@@ -1,0 +1,76 @@
+"""The steps of a visit: what each runs, which file it fills, and its share of the time.
+
+    tests     tier 4, a process for each file of tests/gpu                          gpu-tests.json
+    kernels   SGMV beside its peers; attention, element-wise work and sampling      gpu-kernels.json
+
+A step is one or more commands, each a process group of its own. Each gets a share of the step's time, told to it by
+`--seconds`, and is ended when it takes `GRACE_S` longer: what it wrote by then stays.
+"""
+
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+# Starting, loading torch and opening the device come on top of the seconds that a command may measure for.
+START_S: Final = 12.0
+# From so many seconds on there is time for the whole of Punica's grid.
+FULL_GRID_S: Final = 300.0
+
+
+class Command(NamedTuple):
+    """words: what follows "python -m". limit_s: when it is ended."""
+
+    words: tuple[str, ...]
+    limit_s: float
+
+
+class Step(NamedTuple):
+    """weight: its share of the time, beside the others'."""
+
+    name: str
+    weight: float
+
+
+STEPS: Final = (Step("tests", 24), Step("kernels", 36))
+
+
+def file_of(step: str, folder: Path) -> Path:
+    """The rows of a step."""
+    return folder / f"gpu-{step}.json"
+
+
+def commands(step: str, seconds: float, folder: Path, device: str) -> list[Command]:
+    """Within so many seconds. device: "cuda", or "cpu" for toy sizes in Triton's interpreter."""
+    out, toy = str(file_of(step, folder)), device != "cuda"
+    if step == "kernels":
+        return _kernels(seconds, out, toy)
+    module = "infra.bench.gpu.tier4" if step == "tests" else f"infra.bench.gpu.{step}"
+    given = max(1.0, seconds - START_S)
+    return [Command((module, "--out", out, "--seconds", f"{given:.0f}", "--device", device), seconds)]
+
+
+def _kernels(seconds: float, out: str, toy: bool) -> list[Command]:
+    """SGMV asks eight peers, each in a process of its own, then four families of other kernels."""
+    sgmv, others = 0.6 * seconds, 0.4 * seconds
+    points = "tiny" if toy else "full" if seconds >= FULL_GRID_S else "quick"
+    grace = ("--grace", f"{2 * START_S:.0f}")
+    more = ("--device", "cpu", "--repeats", "1") if toy else ()
+    peer = max(1.0, sgmv / 8 - START_S)
+    family = max(1.0, others / 4 - START_S)
+    return [
+        Command(
+            ("kernels.bench.sgmv", "--out", out, "--points", points, "--seconds", f"{peer:.0f}", *grace, *more)
+            + (("--sets", "2", "--peers", "torch grouped_mm,cuBLAS all slots") if toy else ()),
+            sgmv,
+        ),
+        Command(
+            ("kernels.bench.steps", "--out", out, "--points", points, "--seconds", f"{family:.0f}", *grace, *more)
+            + (("--families", "elementwise") if toy else ()),
+            others,
+        ),
+    ]
+
+
+def line_of(command: Command) -> list[str]:
+    """As a process is started."""
+    return [sys.executable, "-m", *command.words]
