@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
@@ -42,10 +42,15 @@ def compile_case(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtu
 
         asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
         expected = [(params["name"], params["arch"]) for params in asked if {"name", "arch"} <= set(params)]
-        ahead = {(case, arch): pool.submit(answer, case, arch) for case, arch in expected if case in CASES}
+        ahead = dict[tuple[str, int], Future[dict[str, Any]]]()
 
         def ask(case: str, arch: int) -> dict[str, Any]:
-            return ahead[case, arch].result() if (case, arch) in ahead else answer(case, arch)
+            if case not in CASES:
+                return answer(case, arch)
+            # Not before the first of them: whoever asks for a control would wait behind all.
+            for key in expected if not ahead else ():
+                ahead[key] = pool.submit(answer, *key)
+            return ahead[case, arch].result()
 
         yield ask
         pool.shutdown(cancel_futures=True)

@@ -128,6 +128,7 @@ def test_a_process_ends_with_its_group(tmp_path: Path) -> None:
     assert ended == "was stopped after 2 s"
     assert time.monotonic() - began < 10
     status = Path(f"/proc/{number.read_text()}/stat")
+    # Where nobody buries orphans it stays a zombie.
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
