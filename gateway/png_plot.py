@@ -71,9 +71,9 @@ def _panel(image: npt.NDArray[np.uint8], title: str, lines: Mapping[str, Line], 
     free_from = 0.0
     for x in sorted({x for x, _ in points}) if log_x else [x for x in _round_marks(high) if x <= high]:
         label = _short(x)
-        left = across(x) - _LETTER * len(label) / 2
+        left = min(across(x) - _LETTER * len(label) / 2, _WIDTH - _LETTER * len(label))
         _line(image, across(x), up(0), across(x), up(0) + 4, _AXIS)
-        if left >= free_from and left + _LETTER * len(label) <= _WIDTH:
+        if left >= free_from:
             _text(image, int(left), _HEIGHT - _BOTTOM + 10, label)
             free_from = left + _LETTER * (len(label) + 1)
     _text(image, _LEFT, 8, title)

@@ -89,7 +89,7 @@ class Crowd:
 
 
 async def crowd(quick: bool, folder: Path) -> list[Row]:
-    """A real runtime full of two thousand adapters: all of them by Zipf, and a hot set that fits the device, each beside
+    """A real runtime with two thousand adapters: all of them by Zipf, and a hot set that fits the device, both beside
     one adapter.
     """
     count, seconds, rounds = (300, 2.0, 3) if quick else (2000, 5.0, 8)
