@@ -2,6 +2,9 @@
 
     tests     tier 4, a process for each file of tests/gpu                          gpu-tests.json
     kernels   SGMV beside its peers; attention, element-wise work and sampling      gpu-kernels.json
+    decode    Llama-2-7B's shapes: step times, time to the first token              gpu-decode.json
+    loads     adapters arriving while requests run                                  gpu-loads.json, gpu-loads.png
+    adapters  1 to 1,000 adapters, Zipf                                             gpu-adapters.json
 
 A step is one or more commands, each a process group of its own. Each gets a share of the step's time, told to it by
 `--seconds`, and is ended when it takes `GRACE_S` longer: what it wrote by then stays.
@@ -31,7 +34,7 @@ class Step(NamedTuple):
     weight: float
 
 
-STEPS: Final = (Step("tests", 24), Step("kernels", 36))
+STEPS: Final = (Step("tests", 22), Step("kernels", 32), Step("decode", 28), Step("loads", 12), Step("adapters", 10))
 
 
 def file_of(step: str, folder: Path) -> Path:
