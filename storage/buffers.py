@@ -6,12 +6,14 @@ gone where there are some: a fresh page costs as much as the read that fills it.
 import ctypes
 import mmap
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from threading import RLock
 from typing import Final
 
 HUGE_PAGE_BYTES: Final = 2 * 1024 * 1024
+STEP_BYTES: Final = 64 * 1024  # files of one base and rank differ by a few bytes: they take the same pages
 
 # Zeroed or not; freed when the last view of it is gone.
 Allocate = Callable[[int], memoryview]
@@ -24,38 +26,64 @@ def allocate(size_bytes: int) -> memoryview:
     return memoryview(_pages(size_bytes))
 
 
+class _Small(bytearray):
+    """One whose end can be told."""
+
+
 class Recycled:
-    """An `Allocate` that keeps the pages of large buffers whose last view has gone, up to `max_bytes` of them, for the
-    next of the same size (in huge pages). They hold what was in them: whoever gets them fills them.
+    """An `Allocate` that keeps the pages of large buffers whose last view has gone, for the next of their size. They
+    hold what was in them: whoever gets them fills them. Buffers in use and idle pages together stay below `max_bytes`,
+    as long as those in use do.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._idle: dict[int, list[mmap.mmap]] = {}
+        self._idle: OrderedDict[int, list[mmap.mmap]] = OrderedDict()  # by length, the one used longest ago first
         # The end of a view may come at any moment, also within a call here.
         self._lock = RLock()
-        self.idle_bytes = 0
+        self.idle_bytes = self.live_bytes = 0
 
     def allocate(self, size_bytes: int) -> memoryview:
         """A writable buffer of exactly `size_bytes`. From any thread."""
         if size_bytes < HUGE_PAGE_BYTES:
-            return memoryview(bytearray(size_bytes))
-        length = -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-        with self._lock:
-            idle = self._idle.get(length)
-            pages = idle.pop() if idle else None
-            if pages is not None:
-                self.idle_bytes -= length
-        pages = pages or _pages(length)
+            small = _Small(size_bytes)
+            self._count(small, None, size_bytes)
+            return memoryview(small)
+        length = -(-size_bytes // STEP_BYTES) * STEP_BYTES
+        pages = self._take(length) or _pages(length)
         # Every view keeps the anchor, and nobody but its views does.
         anchor = (ctypes.c_char * size_bytes).from_buffer(pages)
-        weakref.finalize(anchor, self._take_back, pages, length).atexit = False
+        self._count(anchor, pages, length)
         return memoryview(anchor).cast("B")
 
-    def _take_back(self, pages: mmap.mmap, length: int) -> None:
+    def _take(self, length: int) -> mmap.mmap | None:
         with self._lock:
-            if self.idle_bytes + length <= self._max_bytes:
+            idle = self._idle.get(length)
+            if not idle:
+                return None
+            self._idle.move_to_end(length)
+            self.idle_bytes -= length
+            return idle.pop()
+
+    def _count(self, anchor: object, pages: mmap.mmap | None, length: int) -> None:
+        """`anchor` is in use from now on; others' idle pages go when there is no room for them any more."""
+        with self._lock:
+            self.live_bytes += length
+            while self.idle_bytes and self.live_bytes + self.idle_bytes > self._max_bytes:
+                oldest = next(iter(self._idle))
+                if self._idle[oldest]:
+                    self._idle[oldest].pop()
+                    self.idle_bytes -= oldest
+                else:
+                    del self._idle[oldest]
+        weakref.finalize(anchor, self._take_back, pages, length).atexit = False
+
+    def _take_back(self, pages: mmap.mmap | None, length: int) -> None:
+        with self._lock:
+            self.live_bytes -= length
+            if pages is not None and self.live_bytes + self.idle_bytes + length <= self._max_bytes:
                 self._idle.setdefault(length, []).append(pages)
+                self._idle.move_to_end(length)
                 self.idle_bytes += length
 
 

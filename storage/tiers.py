@@ -42,7 +42,6 @@ MAX_LOADS: Final = 1024  # digests on their way up at once; more are refused
 MAX_DOWNLOADS: Final = 8
 MAX_NEGATIVE: Final = 10_000
 KEPT_SHARE: Final = 0.5
-RECYCLED_PART: Final = 1 / 16  # of memory's budget, beside it
 
 
 class Tiers:
@@ -65,9 +64,9 @@ class Tiers:
         timer: Callable[[], float] = monotonic,
     ) -> None:
         """`downloads`: how objects come; by default in plain streams. `allocate`: by default pages, those of evicted
-        files again up to a part of the budget. `timer` is that of the negative answers.
+        files again, all within the budget. `timer` is that of the negative answers.
         """
-        allocate = allocate or Recycled(int(memory_bytes * RECYCLED_PART)).allocate
+        allocate = allocate or Recycled(memory_bytes).allocate
         self._downloads = downloads or Downloads(objects, parallel=1)
         self._memory = MemoryTier(memory_bytes, make_policy(memory_policy, memory_bytes), giants_share)
         self._disk = DiskTier(

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from storage.buffers import HUGE_PAGE_BYTES, Recycled, allocate
+from storage.buffers import HUGE_PAGE_BYTES, STEP_BYTES, Recycled, allocate
 
 SIZE = 3 * HUGE_PAGE_BYTES - 100
 
@@ -27,7 +27,8 @@ def test_exactly_so_large_and_writable(size: int, recycled: bool) -> None:
 
 
 def test_pages_come_back_after_the_last_view() -> None:
-    recycled = Recycled(10 * SIZE)
+    recycled = Recycled(20 * SIZE)
+    length = -(-SIZE // STEP_BYTES) * STEP_BYTES
     buffer = recycled.allocate(SIZE)
     place = address(buffer)
     view, halves = buffer[100:200], [buffer[:50], buffer[50:]]
@@ -37,28 +38,45 @@ def test_pages_come_back_after_the_last_view() -> None:
     assert address(other) != place
     other[:] = bytes(SIZE)
     assert view[50] == 7
-    assert recycled.idle_bytes == 0
+    assert (recycled.idle_bytes, recycled.live_bytes) == (0, 2 * length)
     del view
     gc.collect()
-    assert recycled.idle_bytes == 3 * HUGE_PAGE_BYTES
-    larger = recycled.allocate(SIZE + HUGE_PAGE_BYTES)
-    assert recycled.idle_bytes == 3 * HUGE_PAGE_BYTES, "another size"
+    assert (recycled.idle_bytes, recycled.live_bytes) == (length, length)
+    larger = recycled.allocate(SIZE + STEP_BYTES)
+    assert recycled.idle_bytes == length, "another size"
     again = recycled.allocate(SIZE + 50)
     assert address(again) == place
     assert recycled.idle_bytes == 0
     assert len({address(each) for each in (other, larger, again)}) == 3
 
 
-def test_no_more_is_kept_than_allowed() -> None:
-    recycled = Recycled(2 * 3 * HUGE_PAGE_BYTES)
-    buffers = [recycled.allocate(SIZE) for _ in range(5)]
-    del buffers
+def test_idle_pages_never_take_room_from_what_is_in_use() -> None:
+    """Whatever the sizes: in use and idle together stay below the bound, and the oldest idle ones go first."""
+    unit = HUGE_PAGE_BYTES
+    recycled = Recycled(6 * unit)
+    buffers = [recycled.allocate(unit), recycled.allocate(2 * unit), recycled.allocate(3 * unit)]
+    places = [address(each) for each in buffers]
+    assert recycled.live_bytes == 6 * unit
+    while buffers:
+        del buffers[0]
     gc.collect()
-    assert recycled.idle_bytes == 2 * 3 * HUGE_PAGE_BYTES
+    assert (recycled.idle_bytes, recycled.live_bytes) == (6 * unit, 0)
+    small = [recycled.allocate(unit - 1) for _ in range(2)]
+    assert (recycled.idle_bytes, recycled.live_bytes) == (3 * unit, 2 * (unit - 1)), "one and two went"
+    again = recycled.allocate(3 * unit)
+    assert address(again) == places[2]
+    assert recycled.idle_bytes == 0
+    del again
+    gc.collect()
+    assert recycled.idle_bytes == 3 * unit
+    full = recycled.allocate(4 * unit)
+    assert recycled.idle_bytes == 0
+    del small, full
+    gc.collect()
+    assert (recycled.idle_bytes, recycled.live_bytes) == (4 * unit, 0)
     nothing = Recycled(0)
-    del (buffer := [nothing.allocate(SIZE)])[0]
-    assert not buffer
-    assert nothing.idle_bytes == 0
+    del (one := [nothing.allocate(SIZE)])[0]
+    assert (one, nothing.idle_bytes, nothing.live_bytes) == ([], 0, 0)
 
 
 def test_many_threads_never_share_pages() -> None:
@@ -79,4 +97,5 @@ def test_many_threads_never_share_pages() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+    assert recycled.live_bytes == 0
     assert 0 < recycled.idle_bytes <= 4 * HUGE_PAGE_BYTES
