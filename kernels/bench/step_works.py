@@ -1,17 +1,18 @@
 """What `steps.py` times: attention, element-wise work and sampling, as layers and the sampler call them.
 
 A work is a list of the same operation on different data, together more than the L2 cache holds where there is memory
-for it, with the bytes that one must move, and a peer of torch's that does the same where there is one.
+for it, with the bytes that one must move, and a peer of torch's that does the same where there is one. Sizes are in
+`step_sizes.py`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 
-from kernels.bench.clock import Operation
+from kernels.bench.shrink_works import shrinks
+from kernels.bench.step_sizes import Sizes, Work, sets_of
 from kernels.device_attention import DeviceAttention, device_attention
 from kernels.paged_decode import DecodeRows, DecodeScratch, decode_splits
 from kernels.paged_prefill import Chunks, chunk_tiles
@@ -22,50 +23,7 @@ from kernels.silu_mul import gated_activation
 from kernels.triton_jit import cdiv
 
 BLOCK_TOKENS: Final = 16
-# More than the L2 cache of any card, several times.
-ROTATED_BYTES: Final = 256 << 20
-MOST_SETS: Final = 64
 SDPA: Final = "torch SDPA, dense keys and values"
-
-
-class Sizes(NamedTuple):
-    """What is measured; toy sizes are for tests. heads: (heads, key/value heads, head size)."""
-
-    heads: dict[str, tuple[int, int, int]]
-    rows: tuple[int, ...]
-    contexts: tuple[int, ...]
-    prompts: tuple[int, ...]
-    tokens: tuple[int, ...]
-    hidden: int
-    inner: int
-    vocabularies: tuple[int, ...]
-    rotated_bytes: int = ROTATED_BYTES
-
-
-LLAMAS: Final = {"Llama-2-7B": (32, 32, 128), "Llama-3-8B": (32, 8, 128)}
-SIZES: Final = {
-    "full": Sizes(LLAMAS, (1, 8, 32, 64), (128, 1024, 4096), (128, 1024, 4096), (1, 32, 2048), 4096, 11008,
-                  (32_000, 128_256)),
-    "quick": Sizes(LLAMAS, (1, 32), (1024,), (1024, 4096), (1, 32), 4096, 11008, (32_000, 128_256)),
-    "tiny": Sizes({"toy": (2, 1, 16)}, (2,), (40,), (70,), (3,), 32, 48, (300,), 1),
-}  # fmt: skip
-
-
-@dataclass
-class Work:
-    """One line of the table. results: of ours and of theirs, compared before anything is timed."""
-
-    metric: str
-    bytes: int
-    ours: Sequence[Operation]
-    theirs: Sequence[Operation] = ()
-    peer: str = ""
-    flops: int = 0
-    results: tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]] | None = None
-
-
-def _sets(size: int, rotated: int) -> int:
-    return max(1, min(MOST_SETS, cdiv(rotated, size)))
 
 
 def _attention(
@@ -77,7 +35,7 @@ def _attention(
     blocks = cdiv(context, BLOCK_TOKENS)
     cell = 2 * kv_heads * dim * dtype.itemsize
     moved = rows * context * cell + 2 * rows * count * heads * dim * dtype.itemsize
-    sets = _sets(rows * context * cell, sizes.rotated_bytes)
+    sets = sets_of(rows * context * cell, sizes.rotated_bytes)
     order = torch.randperm(rows * blocks, device=device).int().view(rows, blocks)
     integers = torch.tensor([contexts, counts, [count * row for row in range(rows)]], dtype=torch.int32, device=device)
     if count == 1:
@@ -137,7 +95,7 @@ def elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Itera
     """The norm with its residual, rotary embedding with the cache write, the gated activation."""
 
     def random(tokens: int, width: int) -> list[torch.Tensor]:
-        sets = _sets(tokens * width * dtype.itemsize, sizes.rotated_bytes)
+        sets = sets_of(tokens * width * dtype.itemsize, sizes.rotated_bytes)
         return [torch.randn((tokens, width), device=device, dtype=dtype) for _ in range(sets)]
 
     weight = torch.rand(sizes.hidden, device=device).to(dtype)
@@ -168,7 +126,7 @@ def sampling(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator
             size = rows * vocab * dtype.itemsize
             logits = [
                 3 * torch.randn((rows, vocab), device=device, dtype=dtype)
-                for _ in range(_sets(size, sizes.rotated_bytes))
+                for _ in range(sets_of(size, sizes.rotated_bytes))
             ]
             seeds = torch.arange(rows, device=device)
             for rule, temperature, top_p in (("greedy", 0.0, 1.0), ("temperature", 0.8, 1.0), ("top_p", 0.8, 0.9)):
@@ -178,4 +136,6 @@ def sampling(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator
                 yield Work(f"sampling, {rule}, {rows} rows of {vocab} words", size, drawn)
 
 
-FAMILIES: Final = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "sampling": sampling}
+FAMILIES: Final = {
+    "decode": decode, "prefill": prefill, "elementwise": elementwise, "sampling": sampling, "shrinks": shrinks,
+}  # fmt: skip

@@ -22,7 +22,8 @@ import torch
 
 from kernels.bench.clock import Timed, copy_bandwidth, in_turns, launch_us
 from kernels.bench.rows import Row, merge_rows, read_rows, table
-from kernels.bench.step_works import FAMILIES, SIZES, Work
+from kernels.bench.step_sizes import SIZES, Work
+from kernels.bench.step_works import FAMILIES
 from kernels.triton_jit import interpreting
 
 ROOT: Final = Path(__file__).resolve().parents[2]

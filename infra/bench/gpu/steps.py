@@ -53,13 +53,13 @@ def commands(step: str, seconds: float, folder: Path, device: str) -> list[Comma
 
 
 def _kernels(seconds: float, out: str, toy: bool) -> list[Command]:
-    """SGMV asks eight peers, each in a process of its own, then four families of other kernels."""
+    """SGMV asks eight peers, each in a process of its own, then five families of other kernels."""
     sgmv, others = 0.6 * seconds, 0.4 * seconds
     points = "tiny" if toy else "full" if seconds >= FULL_GRID_S else "quick"
     grace = ("--grace", f"{2 * START_S:.0f}")
     more = ("--device", "cpu", "--repeats", "1") if toy else ()
     peer = max(1.0, sgmv / 8 - START_S)
-    family = max(1.0, others / 4 - START_S)
+    family = max(1.0, others / 5 - START_S)
     return [
         Command(
             ("kernels.bench.sgmv", "--out", out, "--points", points, "--seconds", f"{peer:.0f}", *grace, *more)

@@ -25,12 +25,16 @@ _VERDICT: Final = re.compile(r"^(?P<name>\S+::.*?) (?P<verdict>PASSED|FAILED|ERR
 _REASON: Final = re.compile(r"^(?:FAILED|ERROR) (?P<name>\S+::.*?)(?: - (?P<reason>.*))?$", re.MULTILINE)
 
 
+_SKIPPED: Final = re.compile(r"^SKIPPED \[\d+\] \S+: (?P<reason>.*)$", re.MULTILINE)
+
+
 class Outcome(NamedTuple):
-    """Of one file. failed: names with reasons."""
+    """Of one file. failed: names with reasons. why: of the skipped, each reason once."""
 
     passed: int
     skipped: int
     failed: list[tuple[str, str]]
+    why: str = ""
 
 
 def read(log: str) -> Outcome:
@@ -39,16 +43,19 @@ def read(log: str) -> Outcome:
     reasons = {found["name"]: found["reason"] or "" for found in _REASON.finditer(log)}
     failed = {name for name, verdict in verdicts.items() if verdict in ("FAILED", "ERROR")} | reasons.keys()
     counts = [sum(verdict == wanted for verdict in verdicts.values()) for wanted in ("PASSED", "SKIPPED")]
-    return Outcome(counts[0], counts[1], [(name, reasons.get(name, "")) for name in sorted(failed)])
+    why = ", ".join(dict.fromkeys(found["reason"] for found in _SKIPPED.finditer(log)))
+    return Outcome(counts[0], counts[1], [(name, reasons.get(name, "")) for name in sorted(failed)], why)
 
 
 def rows_of(name: str, outcome: Outcome, ended: str) -> list[Row]:
     """ended: how its process ended badly, empty when it did not. A code of 1 is pytest's word for failed tests."""
-    note = f"{outcome.skipped} skipped" if outcome.skipped else ""
+    note = f"{outcome.skipped} skipped: {outcome.why}" if outcome.skipped else ""
     if ended and not (outcome.failed and ended.startswith("ended with 1:")):
         note = f"{note}; {ended}" if note else ended
     whole = outcome.passed + len(outcome.failed)
-    holds = not outcome.failed and not ended and outcome.passed > 0
+    holds: bool | None = not outcome.failed and not ended and outcome.passed > 0
+    if outcome.skipped and not whole and not ended:
+        holds = None  # nothing was tested, and nothing is wrong
     rows = [Row(f"tests.{name}", outcome.passed, f"of {whole} passed", target="all", holds=holds, note=note)]
     for test, reason in outcome.failed:
         rows.append(Row(f"tests.{test.rpartition('/')[2]}", None, "", target="passes", holds=False, note=reason))
@@ -101,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for made in pool.map(lambda path: test_file(path, end, logs), files(arguments.folder)):
             rows += made
             merge_rows(arguments.out, rows)
-    return 0 if rows and all(row.holds for row in rows) else 1
+    return 0 if any(row.holds for row in rows) and all(row.holds is not False for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_every_file_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (hanging.value, hanging.holds) == (1, False)
     assert "was stopped after" in hanging.note
     absent = rows["tests.test_absent"]
-    assert (absent.value, absent.holds, absent.note) == (0, False, "1 skipped")
+    assert (absent.value, absent.holds, absent.note) == (0, None, "1 skipped: not here")
 
 
 def test_the_files_of_the_repository_are_found() -> None:

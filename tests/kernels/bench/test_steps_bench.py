@@ -11,7 +11,9 @@ import torch
 
 from kernels.bench import steps
 from kernels.bench.rows import Row, read_rows
-from kernels.bench.step_works import FAMILIES, SDPA, SIZES, Work
+from kernels.bench.shrink_works import VARIANTS
+from kernels.bench.step_sizes import SIZES, Work
+from kernels.bench.step_works import FAMILIES, SDPA
 from kernels.triton_jit import interpreting
 
 CPU = torch.device("cpu")
@@ -27,7 +29,8 @@ def test_every_work_runs_and_ours_agrees_with_torch(family: str, tmp_path: Path)
     with interpreting():
         rows = [row for made in steps.measured(family, _arguments(tmp_path)) for row in made]
     assert all(row.value is not None for row in rows), rows
-    assert {row.peer for row in rows} == ({"byte floor", SDPA} if family in ("decode", "prefill") else {"byte floor"})
+    peers = {"decode": {SDPA}, "prefill": {SDPA}, "shrinks": set(VARIANTS)}
+    assert {row.peer for row in rows} == {"byte floor"} | peers.get(family, set())
     assert len({(row.metric, row.peer) for row in rows}) == len(rows)
 
 
