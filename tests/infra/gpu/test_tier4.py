@@ -1,5 +1,6 @@
 """The step that runs tests/gpu: files that pass, fail, end their process and hang, each without harm to the others."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ def test_every_file_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (folder / "conftest.py").write_text(CONFTEST)
     for name, text in FILES.items():
         (folder / f"test_{name}.py").write_text(text)
-    monkeypatch.setattr(tier4, "AT_ONCE", 6)
+    monkeypatch.setattr(tier4, "AT_ONCE", 9)
+    monkeypatch.setattr(tier4, "PARTS", {"test_bad": 2, "test_fatal": 2})
     assert tier4.main(["--out", str(out), "--seconds", "12", "--folder", str(folder)]) == 1
     rows = {row.metric: row for row in read_rows(out)}
     good, bad = rows["tests.test_good"], rows["tests.test_bad"]
@@ -39,10 +41,10 @@ def test_every_file_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     wrong = rows["tests.test_bad.py::test_wrong[a b]"]
     assert (wrong.holds, wrong.note) == (False, "ValueError: not a b")
     assert rows["tests.test_broken"].holds is False
-    assert "No module named" in (tmp_path / "gpu-tests" / "test_broken.log").read_text()
+    assert "No module named" in (tmp_path / "gpu-tests" / "test_broken.0.log").read_text()
     fatal, hanging = rows["tests.test_fatal"], rows["tests.test_hanging"]
     assert (fatal.value, fatal.holds) == (1, False)
-    assert "ended with 134" in fatal.note
+    assert "part 2 of 2 ended with 134" in fatal.note
     assert (hanging.value, hanging.holds) == (1, False)
     assert "was stopped after" in hanging.note
     absent = rows["tests.test_absent"]
@@ -55,6 +57,28 @@ def test_the_files_of_the_repository_are_found() -> None:
     assert {"test_sgmv", "test_attention", "test_sampling", "test_device"} < set(names)
 
 
+def test_parts_are_all_of_a_file_and_each_test_is_in_one(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text(INI)
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    path, tests = tmp_path / "test_many.py", [f"def test_{name}():\n    pass\n" for name in "abcde"]
+    path.write_text("\n\n".join(tests))
+    end, logs = time.monotonic() + 60, tmp_path / "logs"
+    parts = [tier4.run_part(path, part, 3, end, logs) for part in range(3)]
+    assert [outcome.passed for outcome, _ in parts] == [2, 2, 1]
+    assert tier4.joined(parts) == (tier4.Outcome(5, 0, []), "")
+    ran = [(logs / f"test_many.{part}.log").read_text().count("::test_a PASSED") for part in range(3)]
+    assert ran == [1, 0, 0]
+
+
+def test_more_parts_than_tests_are_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text(INI)
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_one.py").write_text("def test_it():\n    pass\n")
+    nothing = tier4.run_part(tmp_path / "test_one.py", 1, 2, time.monotonic() + 60, tmp_path / "logs")
+    assert nothing == (tier4.Outcome(0, 0, []), "")
+
+
 def test_no_time_is_said() -> None:
-    (row,) = tier4.test_file(Path("test_x.py"), end=0.0, logs=Path("nowhere"))
-    assert (row.value, row.note) == (None, "no time was left")
+    outcome, ended = tier4.run_part(Path("test_x.py"), 0, 1, end=0.0, logs=Path("nowhere"))
+    (row,) = tier4.rows_of("test_x", outcome, ended)
+    assert (row.value, row.holds, row.note) == (0, False, "was not begun: no time was left")
