@@ -1,6 +1,7 @@
-"""Memory for whole packed files. Large ones in huge pages where the system has them, and in the pages of a file that is
-gone where there are some: a fresh page costs as much as the read that fills it. A runtime with a GPU brings its own
-`Allocate` (`runtime/pinned.py`).
+"""Memory for whole packed files: in huge pages where they are large and the system has them, and in the pages of a file
+that is gone where there are some, since a fresh page costs as much as the read that fills it. Pages of our own, because
+what threads take from the C library's heaps comes back to the heap of the thread and not to the next who needs it.
+A runtime with a GPU brings its own `Allocate` (`runtime/pinned.py`).
 """
 
 import ctypes
@@ -13,6 +14,7 @@ from threading import RLock
 from typing import Final
 
 HUGE_PAGE_BYTES: Final = 2 * 1024 * 1024
+PAGED_BYTES: Final = 128 * 1024  # below it a buffer is not worth a mapping of its own
 STEP_BYTES: Final = 64 * 1024  # files of one base and rank differ by a few bytes: they take the same pages
 
 # Zeroed or not; freed when the last view of it is gone.
@@ -31,7 +33,7 @@ class _Small(bytearray):
 
 
 class Recycled:
-    """An `Allocate` that keeps the pages of large buffers whose last view has gone, for the next of their size. They
+    """An `Allocate` that keeps the pages of buffers whose last view has gone, for the next of their size. They
     hold what was in them: whoever gets them fills them. Buffers in use and idle pages together stay below `max_bytes`,
     as long as those in use do.
     """
@@ -45,12 +47,15 @@ class Recycled:
 
     def allocate(self, size_bytes: int) -> memoryview:
         """A writable buffer of exactly `size_bytes`. From any thread."""
-        if size_bytes < HUGE_PAGE_BYTES:
+        length = -(-size_bytes // STEP_BYTES) * STEP_BYTES
+        pages = self._take(length) if size_bytes >= PAGED_BYTES else None
+        if pages is None and size_bytes >= PAGED_BYTES:
+            with suppress(OSError):  # the system maps no more: it may have a bound on their number
+                pages = _pages(length)
+        if pages is None:
             small = _Small(size_bytes)
             self._count(small, None, size_bytes)
             return memoryview(small)
-        length = -(-size_bytes // STEP_BYTES) * STEP_BYTES
-        pages = self._take(length) or _pages(length)
         # Every view keeps the anchor, and nobody but its views does.
         anchor = (ctypes.c_char * size_bytes).from_buffer(pages)
         self._count(anchor, pages, length)
@@ -89,7 +94,7 @@ class Recycled:
 
 def _pages(size_bytes: int) -> mmap.mmap:
     pages = mmap.mmap(-1, size_bytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
     return pages

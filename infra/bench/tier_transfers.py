@@ -58,7 +58,7 @@ async def transfers(rounds: int, folder: Path) -> list[Row]:
     objects = LocalObjects(folder / "objects")
     await objects.put(KEY, single(data), max_bytes=size)
     rows = [
-        *await _from_disk(data, digest, rounds, folder / "disk", Recycled(2 * size).allocate, "", 0.8),
+        *await _from_disk(data, digest, 4 * rounds, folder / "disk", Recycled(2 * size).allocate, "", 0.8),
         *await _from_disk(data, digest, rounds, folder / "fresh", allocate, ", fresh pages", None),
     ]
     buffer = memoryview(data)

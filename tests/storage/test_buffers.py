@@ -1,12 +1,13 @@
 """Pages that come back: only after the last view, to the next of the same size, and never more than was allowed."""
 
 import ctypes
+import errno
 import gc
 import threading
 
 import pytest
 
-from storage.buffers import HUGE_PAGE_BYTES, STEP_BYTES, Recycled, allocate
+from storage.buffers import HUGE_PAGE_BYTES, PAGED_BYTES, STEP_BYTES, Recycled, allocate
 
 SIZE = 3 * HUGE_PAGE_BYTES - 100
 
@@ -15,7 +16,7 @@ def address(buffer: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-@pytest.mark.parametrize("size", [1, HUGE_PAGE_BYTES - 1, HUGE_PAGE_BYTES, HUGE_PAGE_BYTES + 1, SIZE])
+@pytest.mark.parametrize("size", [1, PAGED_BYTES - 1, PAGED_BYTES, HUGE_PAGE_BYTES - 1, HUGE_PAGE_BYTES, SIZE])
 @pytest.mark.parametrize("recycled", [True, False])
 def test_exactly_so_large_and_writable(size: int, recycled: bool) -> None:
     make = Recycled(10 * SIZE).allocate if recycled else allocate
@@ -61,8 +62,10 @@ def test_idle_pages_never_take_room_from_what_is_in_use() -> None:
         del buffers[0]
     gc.collect()
     assert (recycled.idle_bytes, recycled.live_bytes) == (6 * unit, 0)
-    small = [recycled.allocate(unit - 1) for _ in range(2)]
-    assert (recycled.idle_bytes, recycled.live_bytes) == (3 * unit, 2 * (unit - 1)), "one and two went"
+    small = [recycled.allocate(PAGED_BYTES - 1) for _ in range(2)]
+    assert (recycled.idle_bytes, recycled.live_bytes) == (5 * unit, 2 * (PAGED_BYTES - 1)), "the oldest went"
+    small += [recycled.allocate(PAGED_BYTES - 1) for _ in range(16)]
+    assert recycled.idle_bytes == 3 * unit
     again = recycled.allocate(3 * unit)
     assert address(again) == places[2]
     assert recycled.idle_bytes == 0
@@ -77,6 +80,20 @@ def test_idle_pages_never_take_room_from_what_is_in_use() -> None:
     nothing = Recycled(0)
     del (one := [nothing.allocate(SIZE)])[0]
     assert (one, nothing.idle_bytes, nothing.live_bytes) == ([], 0, 0)
+
+
+def test_where_no_more_can_be_mapped_there_is_the_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no more mappings")
+
+    recycled = Recycled(10 * SIZE)
+    monkeypatch.setattr("storage.buffers.mmap.mmap", refuse)
+    buffer = recycled.allocate(SIZE)
+    buffer[-1] = 7
+    assert (len(buffer), recycled.live_bytes) == (SIZE, SIZE)
+    del buffer
+    gc.collect()
+    assert (recycled.idle_bytes, recycled.live_bytes) == (0, 0)
 
 
 def test_many_threads_never_share_pages() -> None:
