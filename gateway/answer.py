@@ -1,10 +1,10 @@
 """One inference from the first byte of its body to the last byte of its answer.
 
     body > parse > resolve > generate ──> whole:  text gathered, record on disk, one body
-                                     └──> stream: piece after piece, record on disk, [DONE]
+                                     └──> stream: piece after piece, record on disk, the end
 
 The order at the end is the promise of the log: the record is durable before the last byte leaves. An error before the
-first piece is an ordinary JSON answer with its status; after it, one typed event and the end without `[DONE]`. A caller
+first piece is an ordinary JSON answer with its status; after it, one typed event and no proper end (`[DONE]`). A caller
 who goes away is noticed at once in every phase: the generator is closed, which frees the runtime, and the record is
 still written, as `client_abort`. One deadline covers everything from arrival on, a caller that does not read included.
 """
@@ -143,8 +143,8 @@ class Answer(Response):
         ending = b""
         if last is not None and last.finish_reason is not None and last.usage is not None and error is None:
             ending = self._reply.ending(last, last.usage)
-            if (failed := await self._record(200, [*self._sent, ending, sse.DONE], sse.CONTENT_TYPE)) is None:
-                await _finish(send, ending + sse.DONE)
+            if (failed := await self._record(200, [*self._sent, ending], sse.CONTENT_TYPE)) is None:
+                await _finish(send, ending)
                 return
             error = failed
         error = error or InternalError("the model's answer ended without usage")

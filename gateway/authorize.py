@@ -20,7 +20,7 @@ from gateway.routes import ApiRoute, PublicRoute
 from gateway.services import Services
 
 ROUTE_KEY = "lorikeet.route"
-_CREDENTIALS = ("authorization", "x-auth-key")
+_CREDENTIALS = ("authorization", "x-auth-key", "x-api-key")
 
 
 class Guarded:
@@ -36,7 +36,8 @@ class Guarded:
         identity = await services.accounts.authenticate(read_secret(request.headers))
         account_id = request.path_params.get("account_id")
         if account_id is not None and account_id != identity.account_id:
-            raise ObjectNotFound(f"could not route to account {printable(account_id, 64)}: perhaps its id is invalid?")
+            path = printable(scope["path"], 256)
+            raise ObjectNotFound(f"Could not route to {path}, perhaps your object identifier is invalid?")
         if self.row.permission != "any_token" and not allows(identity.permissions, self.row.permission):
             raise PermissionMissing(
                 f"this token lacks the permission {self.row.permission}; use one that has it, or create one"
@@ -85,15 +86,18 @@ def build_routes(rows: Sequence[ApiRoute | PublicRoute]) -> list[TableRoute]:
 
 
 def read_secret(headers: Headers) -> str:
-    """The caller's one credential: `Authorization: Bearer …`, or the key of an `X-Auth-Email` / `X-Auth-Key` pair.
+    """The caller's one credential: `Authorization: Bearer …`, the key of an `X-Auth-Email` / `X-Auth-Key` pair, or the
+    `X-Api-Key` that Anthropic's clients send.
 
-    Raises AuthenticationFailed; BadInput when two different credentials came and nobody can say whose call this is.
+    Raises AuthenticationFailed; BadInput when two credentials came and nobody can say whose call this is.
     """
     if any(len(headers.getlist(name)) > 1 for name in _CREDENTIALS):
         raise BadInput("more than one credential was sent; send exactly one Authorization header")
-    authorization, key = (headers.get(name) for name in _CREDENTIALS)
-    if authorization is not None and key is not None:
-        raise BadInput("both Authorization and X-Auth-Key were sent; send exactly one of them")
+    authorization, key, api_key = (headers.get(name) for name in _CREDENTIALS)
+    if sum(sent is not None for sent in (authorization, key, api_key)) > 1:
+        raise BadInput("more than one of Authorization, X-Auth-Key and X-Api-Key was sent; send exactly one of them")
+    if api_key is not None:
+        return api_key.strip()
     if key is not None:
         if "x-auth-email" not in headers:
             raise AuthenticationFailed

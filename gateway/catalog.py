@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.errors import UnknownModel
-from gateway.names import printable
+from gateway.errors import InvalidModelId, UnknownModel
+from gateway.names import MAX_NAME_CHARS, printable
 from gateway.settings import DEMO_MODEL, SettingsError
 from storage.geometry import Geometry
 
@@ -93,16 +93,22 @@ class Catalog:
         """
         folders: dict[str, Path | None] = {DEMO_MODEL: _DEMO_FOLDER if _DEMO_FOLDER.is_dir() else None}
         for name, folder in models.items():
-            if not _NAME.fullmatch(name) or len(name) > 128:
+            if not _NAME.fullmatch(name) or len(name) > MAX_NAME_CHARS:
                 raise SettingsError(f'models."{name}": not a model name; use the form "@cf/author/model"')
             folders[ALIASES.get(name, name)] = folder
         names = [*_BUILT_IN, *(name for name in folders if name not in _BUILT_IN)]
         self._models = {name: _build(name, folders.get(name)) for name in names}
 
     def canonical(self, name: str) -> str:
-        """The name that the catalogue uses for `name`. Raises UnknownModel when it has none."""
+        """The name that the catalogue uses for `name`. Raises UnknownModel when it has none, InvalidModelId for a text
+        that no model can be called.
+        """
         canonical = ALIASES.get(name, name)
         if canonical not in self._models:
+            if len(name) > MAX_NAME_CHARS or not _NAME.fullmatch(name):
+                raise InvalidModelId(
+                    f"Invalid model id {printable(name)}; a model is called like @cf/author/model", param="model"
+                )
             raise UnknownModel(
                 f"No such model {printable(name)} or task; GET /ai/models/search lists the models of this deployment",
                 param="model",
@@ -110,7 +116,7 @@ class Catalog:
         return canonical
 
     def get(self, name: str) -> CatalogModel:
-        """A model that has weights. Raises UnknownModel with a sentence that says what to do."""
+        """A model that has weights. Raises InvalidModelId; UnknownModel with a sentence that says what to do."""
         model = self._models[self.canonical(name)]
         if model.folder is None:
             raise UnknownModel(

@@ -12,6 +12,7 @@
     ├── EmptyBody              400 3003    nothing was sent
     ├── GatewayNotConfigured   400 2001    `cf-aig-gateway-id` names a gateway that the account does not have
     ├── UnknownModel           400 5007    not in the catalogue, or no weights are configured for it
+    ├── InvalidModelId         404 3042    the text cannot be the name of any model
     ├── LoraNotSupported       405 5005    the model takes no adapters
     ├── FinetuneNotFound       404 3037    no such adapter in the caller's account
     ├── FinetuneIncomplete     400 3039    created, but a required file is missing (or was refused)
@@ -116,6 +117,11 @@ class GatewayNotConfigured(InvalidRequest):
 
 class UnknownModel(InvalidRequest):
     code = 5007
+
+
+class InvalidModelId(InvalidRequest):
+    status = 404
+    code = 3042
 
 
 class LoraNotSupported(InvalidRequest):

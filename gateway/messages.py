@@ -10,7 +10,7 @@ import msgspec
 
 from runtime.protocol import SequenceTiming
 
-Dialect = Literal["workers_ai", "openai"]
+Dialect = Literal["workers_ai", "openai", "anthropic"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 Role = Literal["system", "user", "assistant", "tool"]
 

@@ -1,29 +1,46 @@
-"""`POST …/ai/run/{model}`: native inference. A model may be written `@cf/a/b` or `@cf%2Fa%2Fb`; the path is decoded."""
+"""`POST …/ai/run/{model}`: native inference. A model may be written `@cf/a/b` or `@cf%2Fa%2Fb`; the path is decoded.
+`POST …/ai/run` has model and input in its body instead.
+"""
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.answer import Answer
+from gateway.errors import RouteNotFound
 from gateway.exchange import Exchange
 from gateway.messages import ChatRequest, Identity
 from gateway.routes import ACCOUNT, ApiRoute
 from gateway.services import Services
-from gateway.wire.workers_ai import WorkersAIReply, parse
+from gateway.wire.workers_ai import WorkersAIReply, parse, unwrap
 
 
 async def run(request: Request, identity: Identity, services: Services) -> Response:
     """Whatever the content type says, the body is JSON."""
     model: str = request.path_params["model"]
-    settings = request.query_params.multi_items()
+    if model.startswith("dynamic/"):  # a route of a gateway, which has no place in this path
+        raise RouteNotFound("No route for that URI")
+    return _answer(request, identity, services, model)
 
+
+async def run_named(request: Request, identity: Identity, services: Services) -> Response:
+    """{model, input}: `input` is what the other route takes as its body."""
+    return _answer(request, identity, services, None)
+
+
+def _answer(request: Request, identity: Identity, services: Services, model: str | None) -> Answer:
+    settings = request.query_params.multi_items()
     reply = WorkersAIReply()
 
     def parse_body(body: bytes) -> ChatRequest:
-        asked = parse(body, settings, model)
+        named, native = unwrap(body) if model is None else (model, body)
+        asked = parse(native, settings, named)
         reply.describe(asked)
         return asked
 
-    return Answer(request, Exchange(request, identity, model), identity, services, parse_body, reply)
+    return Answer(request, Exchange(request, identity, model or ""), identity, services, parse_body, reply)
 
 
-ROUTES: tuple[ApiRoute, ...] = (ApiRoute("POST", ACCOUNT + "/ai/run/{model:path}", run, "workers_ai.read"),)
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("POST", ACCOUNT + "/ai/run/{model:path}", run, "workers_ai.read"),
+    ApiRoute("POST", ACCOUNT + "/ai/run", run_named, "workers_ai.read"),
+)

@@ -130,7 +130,7 @@ class Tokenizer:
         """What finds the calls in one answer; None when there can be none. Pieces of calls for who takes pieces."""
         if self.tool_format is None or not request.offered:
             return None
-        eager = request.stream and request.dialect == "openai"
+        eager = request.stream and request.dialect != "workers_ai"
         return self.tool_format.parser(request.offered, eager=eager, at_most_one=not request.tool_choice.parallel)
 
     def call_marks(self, request: ChatRequest) -> dict[int, str]:

@@ -1,6 +1,6 @@
 """The OpenAI dialect: `/ai/v1/chat/completions` with `lora` as one more field of the body; standard objects out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -8,51 +8,25 @@ import msgspec
 from gateway.errors import LorikeetError
 from gateway.messages import ChatRequest, Chunk, FinishReason, ScoredText, TokenLogprob, ToolCallDelta, Usage
 from gateway.wire import chat_body, sse
+from gateway.wire.body import ChatBody
+from gateway.wire.chat_request import chat_request
 from gateway.wire.envelope import error_body
-from gateway.wire.priority_field import priority
-from gateway.wire.response_format import json_schema
-from gateway.wire.sampling_fields import sampling
-from gateway.wire.tools import tools
-from gateway.wire.turns import conversation
 
 _encode = msgspec.json.Encoder().encode
-# OpenAI's own clients send 0 and negative seeds too; the runtime takes the lower 63 bits.
-_SEEDS: Final = (-(2**63), 2**63 - 1)
-_SEED_MASK: Final = 2**63 - 1
+_decoder: Final = msgspec.json.Decoder(ChatBody)
 
 
-def parse(body: bytes) -> ChatRequest:
-    """Raises BadInput, EmptyBody."""
-    fields = chat_body.decode(body)
-    if not fields.model:
-        chat_body.bad("'model' is missing; name a model of the catalogue", "model")
-    chat_body.refuse_unsupported(fields)
-    prompt, messages = conversation(fields)
-    if messages is None:
-        chat_body.bad("'messages' is missing; this route takes no 'prompt'", "messages")
-    chosen = sampling(fields, seed_range=_SEEDS)
-    if chosen.seed is not None:
-        chosen = msgspec.structs.replace(chosen, seed=chosen.seed & _SEED_MASK)
-    raw = chat_body.flag("raw", fields.raw)
-    offered, choice = tools(fields, has_messages=messages is not None, raw=raw)
-    busy = fields.options.reject_if_busy if fields.options else None
-    usage = fields.stream_options.include_usage if fields.stream_options else None
-    return ChatRequest(
-        dialect="openai",
-        model=fields.model,
-        lora=fields.lora or None,
-        prompt=prompt,
-        messages=messages,
-        raw=raw,
-        stream=chat_body.flag("stream", fields.stream),
-        include_usage=chat_body.flag("stream_options.include_usage", usage),
-        reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
-        sampling=chosen,
-        json_schema=json_schema(fields),
-        priority=priority(fields),
-        tools=offered,
-        tool_choice=choice,
-    )
+def parse(body: bytes, query: Iterable[tuple[str, str]] = ()) -> ChatRequest:
+    """Settings may also stand in the query string; the body wins. Raises BadInput, EmptyBody."""
+    fields = chat_body.decode_as(_decoder, body)
+    chat_body.merge_query(fields, query)
+    model = chat_body.required_model(fields)
+    if fields.messages is None and fields.prompt is None:
+        chat_body.bad("'messages' is missing", "messages")
+    asked = chat_request(fields, model, "openai")
+    if asked.messages is None:
+        chat_body.bad("'messages' is missing; 'prompt' belongs to /ai/v1/completions", "messages")
+    return asked
 
 
 class OpenAIReply:
@@ -97,9 +71,9 @@ class OpenAIReply:
     def ending(self, last: Chunk, usage: Usage) -> bytes:
         """The chunk with the finish reason, then, if asked for, the one with `usage` and no choices."""
         said = self._chunk(last.index, {}, last.finish_reason)
-        if not self._include_usage:
-            return said
-        return said + sse.event({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(usage)})
+        if self._include_usage:
+            said += sse.event({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(usage)})
+        return said + sse.DONE
 
     def failure(self, error: LorikeetError) -> bytes:
         """The v4 envelope with OpenAI's `error` beside it."""
@@ -126,10 +100,9 @@ class OpenAIReply:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
 
-def models_list(models: list[tuple[str, int]]) -> dict[str, Any]:
-    """`GET /ai/v1/models`: (name, Unix seconds of creation) of each model."""
-    data = [{"id": name, "object": "model", "created": created, "owned_by": "lorikeet"} for name, created in models]
-    return {"object": "list", "data": data}
+def model_object(name: str, created: int) -> dict[str, Any]:
+    """One of `GET /ai/v1/models`; `created` in Unix seconds."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "lorikeet"}
 
 
 def _message(choice: Chunk) -> dict[str, Any]:

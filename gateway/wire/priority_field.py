@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from gateway.wire.chat_body import Body, whole
-from runtime.protocol import MAX_PRIORITY
+from gateway.wire.body import Body
+from gateway.wire.chat_body import whole
 
 # What the other tiers mean (auto, default, scale) is the account's standing, which is the operator's to decide.
 _TIERS: Final = {b'"priority"': -10, b'"flex"': 10}
@@ -11,5 +11,5 @@ _TIERS: Final = {b'"priority"': -10, b'"flex"': 10}
 
 def priority(body: Body) -> int:
     """Lower is served earlier; 0 unless said otherwise. Raises BadInput."""
-    given = whole("priority", body.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    given = whole("priority", body.priority)
     return _TIERS.get(bytes(body.service_tier).strip(), 0) if given is None else given

@@ -22,7 +22,7 @@ class Reply(Protocol):
         ...
 
     def ending(self, last: Chunk, usage: Usage) -> bytes:
-        """The events after the last piece, without `[DONE]`; the text and the calls of `last` were said before."""
+        """The events after the last piece, to the very end; the text and the calls of `last` were said before."""
         ...
 
     def failure(self, error: LorikeetError) -> bytes:
@@ -30,5 +30,5 @@ class Reply(Protocol):
         ...
 
     def failure_event(self, error: LorikeetError) -> bytes:
-        """The event of an error after text was sent; nothing follows it, no `[DONE]` either."""
+        """The event of an error after text was sent; nothing follows it, no end either."""
         ...

@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from gateway.wire import json_depth
-from gateway.wire.chat_body import Body, bad
+from gateway.wire.body import Body
+from gateway.wire.chat_body import bad
 
 MAX_BYTES: Final = 64 * 1024
 _NAME: Final = "response_format"

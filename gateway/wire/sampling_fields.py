@@ -1,7 +1,6 @@
 """The sampling fields of a chat body, for both dialects: ranges, defaults and bounds.
 
-Ranges are those of the public schema of the `-lora` models; `logit_bias` is OpenAI's; `min_p`, `stop_token_ids` and
-`ignore_eos` are the extra fields that vLLM's users send. What holds lists is bounded by its bytes before it is built.
+The bounds are those of `body.py`. What holds lists is bounded by its bytes before it is built.
 Whether a token id exists is known only where the model is: the backend refuses those beyond its vocabulary.
 """
 
@@ -10,14 +9,9 @@ from typing import Any, Final
 import msgspec
 
 from gateway.messages import Sampling
-from gateway.wire.chat_body import MAX_WHOLE, Body, bad, flag, number, whole
+from gateway.wire.body import MAX_BIASES, MAX_SEED, MAX_STOP_CHARS, MAX_STOP_IDS, MAX_STOPS, MAX_WHOLE, Body
+from gateway.wire.chat_body import bad, flag, number, whole
 
-MAX_STOPS: Final = 4
-MAX_STOP_CHARS: Final = 256
-MAX_BIASES: Final = 300
-MAX_STOP_IDS: Final = 64
-MAX_CHOICES: Final = 8
-MAX_TOP_LOGPROBS: Final = 20
 # Generous for the longest honest spelling of these counts.
 _MAX_BIAS_BYTES: Final = 32 * 1024
 _MAX_STOP_ID_BYTES: Final = 4 * 1024
@@ -25,34 +19,34 @@ _BIAS_SENTENCE: Final = f"'logit_bias' must map at most {MAX_BIASES} token ids t
 _STOP_ID_SENTENCE: Final = f"'stop_token_ids' must be a list of at most {MAX_STOP_IDS} token ids"
 
 
-def sampling(body: Body, *, seed_range: tuple[int, int] = (1, 9_999_999_999)) -> Sampling:
+def sampling(body: Body, *, seed_range: tuple[int, int] = (1, MAX_SEED)) -> Sampling:
     """Ranges and defaults of the contract. Raises BadInput."""
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    max_tokens = whole("max_tokens", limit, 1, MAX_WHOLE)
-    temperature = number("temperature", body.temperature, 0, 5)
+    max_tokens = whole("max_tokens", limit)
+    temperature = number("temperature", body.temperature)
     defaults = Sampling()
     return Sampling(
         max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
         max_tokens_given=max_tokens is not None,
         temperature=defaults.temperature if temperature is None else temperature,
-        top_p=number("top_p", body.top_p, 0.001, 1),
-        top_k=whole("top_k", body.top_k, 1, 50),
-        seed=whole("seed", body.seed, *seed_range),
-        repetition_penalty=number("repetition_penalty", body.repetition_penalty, 0, 2),
-        frequency_penalty=number("frequency_penalty", body.frequency_penalty, -2, 2),
-        presence_penalty=number("presence_penalty", body.presence_penalty, -2, 2),
+        top_p=number("top_p", body.top_p),
+        top_k=whole("top_k", body.top_k),
+        seed=whole("seed", body.seed, seed_range),
+        repetition_penalty=number("repetition_penalty", body.repetition_penalty),
+        frequency_penalty=number("frequency_penalty", body.frequency_penalty),
+        presence_penalty=number("presence_penalty", body.presence_penalty),
         stop=_stops(body.stop),
         stop_token_ids=_stop_ids(body.stop_token_ids),
         ignore_eos=flag("ignore_eos", body.ignore_eos),
-        min_p=number("min_p", body.min_p, 0, 1),
+        min_p=number("min_p", body.min_p),
         logit_bias=_biases(body.logit_bias),
         top_logprobs=_top_logprobs(body),
-        n=whole("n", body.n, 1, MAX_CHOICES) or 1,
+        n=whole("n", body.n) or 1,
     )
 
 
 def _top_logprobs(body: Body) -> int | None:
-    count = whole("top_logprobs", body.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    count = whole("top_logprobs", body.top_logprobs)
     if flag("logprobs", body.logprobs):
         return count or 0
     if count:

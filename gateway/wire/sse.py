@@ -14,3 +14,8 @@ _encode = msgspec.json.Encoder().encode
 def event(payload: Mapping[str, Any]) -> bytes:
     """One event. JSON has no raw line breaks, so one `data:` line is always enough."""
     return b"data: " + _encode(payload) + b"\n\n"
+
+
+def named_event(name: str, payload: Mapping[str, Any]) -> bytes:
+    """One event with its name in front, as the Anthropic and Responses dialects have it."""
+    return b"event: " + name.encode() + b"\n" + event(payload)

@@ -11,7 +11,8 @@ import msgspec
 
 from gateway.messages import Tool, ToolChoice
 from gateway.wire import json_depth
-from gateway.wire.chat_body import Body, bad, flag
+from gateway.wire.body import Body
+from gateway.wire.chat_body import bad, flag
 
 MAX_TOOLS: Final = 128
 MAX_BYTES: Final = 256 * 1024

@@ -11,7 +11,8 @@ import msgspec
 
 from gateway.messages import Message, Role, ToolCall
 from gateway.wire import json_depth
-from gateway.wire.chat_body import Body, Part, Turn, TurnCall, bad
+from gateway.wire.body import Body, Part, Turn, TurnCall
+from gateway.wire.chat_body import bad
 
 MAX_CALLS: Final = 128  # of one turn
 MAX_WAITING: Final = 256  # for their results; of more, the first are taken for answered

@@ -1,54 +1,49 @@
 """The native dialect of Workers AI: `/ai/run/{model}` in, the v4 envelope or `{"response": …}` events out."""
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Final
 
 import msgspec
 
 from gateway.errors import JsonModeUnmet, LorikeetError
 from gateway.messages import ChatRequest, Chunk, ToolCallDelta, Usage
 from gateway.wire import chat_body, sse
+from gateway.wire.body import said
+from gateway.wire.chat_request import chat_request
 from gateway.wire.envelope import error_body
-from gateway.wire.priority_field import priority
-from gateway.wire.response_format import json_schema
-from gateway.wire.sampling_fields import sampling
-from gateway.wire.tools import tools
-from gateway.wire.turns import conversation
 
 _encode = msgspec.json.Encoder().encode
+
+
+class RunBody(msgspec.Struct):
+    """`POST /ai/run`: the model stands in the body, and the native body in `input`."""
+
+    model: Annotated[str, said("A model of the catalogue.")]
+    input: Annotated[msgspec.Raw, said("What /ai/run/{model} takes as its body.", type="object")]
+    provider: str | None = None
+
+
+_run_decoder: Final = msgspec.json.Decoder(RunBody)
 
 
 def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequest:
     """Settings may also stand in the query string; the body wins. Raises BadInput, EmptyBody."""
     fields = chat_body.decode(body)
-    settings = list(query)
-    chat_body.merge_query(fields, settings)
-    if any(name == "queueRequest" and text.lower() == "true" for name, text in settings):
-        chat_body.bad("queued requests ('queueRequest') are not supported; leave it out", "queueRequest")
-    chat_body.refuse_unsupported(fields)
-    prompt, messages = conversation(fields)
-    chosen = sampling(fields)
-    if chosen.n != 1:
+    chat_body.merge_query(fields, query)
+    asked = chat_request(fields, model, "workers_ai")
+    if asked.sampling.n != 1:
         chat_body.bad("'n' must be 1 on this route; /ai/v1/chat/completions gives several answers", "n")
-    if chosen.top_logprobs is not None:
+    if asked.sampling.top_logprobs is not None:
         chat_body.bad("'logprobs' is not supported on this route; /ai/v1/chat/completions has it", "logprobs")
-    raw = chat_body.flag("raw", fields.raw)
-    offered, choice = tools(fields, has_messages=messages is not None, raw=raw)
-    busy = fields.options.reject_if_busy if fields.options else None
-    return ChatRequest(
-        dialect="workers_ai",
-        model=model,
-        lora=fields.lora or None,
-        prompt=prompt,
-        messages=messages,
-        raw=raw,
-        stream=chat_body.flag("stream", fields.stream),
-        reject_if_busy=chat_body.flag("options.rejectIfBusy", busy),
-        sampling=chosen,
-        json_schema=json_schema(fields),
-        priority=priority(fields),
-        tools=offered,
-        tool_choice=choice,
-    )
+    return asked
+
+
+def unwrap(body: bytes) -> tuple[str, bytes]:
+    """(model, native body) of a `RunBody`. Raises BadInput, EmptyBody."""
+    run = chat_body.decode_as(_run_decoder, body)
+    if not run.model:
+        chat_body.bad("'model' is empty; name a model of the catalogue", "model")
+    return run.model, bytes(run.input)
 
 
 class WorkersAIReply:
@@ -87,11 +82,11 @@ class WorkersAIReply:
 
     def ending(self, last: Chunk, usage: Usage) -> bytes:
         """The one event that has `usage`, with an empty response: clients that add usages up count it once."""
-        return sse.event({"response": "", "usage": _usage(usage)})
+        return sse.event({"response": "", "usage": _usage(usage)}) + sse.DONE
 
     def failure(self, error: LorikeetError) -> bytes:
-        """The v4 envelope."""
-        return _encode(error_body(error))
+        """The v4 envelope; the result of a failed inference is an empty object, not null."""
+        return _encode({**error_body(error), "result": {}})
 
     def failure_event(self, error: LorikeetError) -> bytes:
         """The errors of the envelope as an event."""

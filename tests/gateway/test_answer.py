@@ -139,7 +139,7 @@ async def test_an_error_after_it_is_one_event_and_no_done(tmp_path: Path) -> Non
 async def test_an_error_in_a_whole_answer_is_plain_json(tmp_path: Path) -> None:
     async with opened(tmp_path, "a", RuntimeUnavailable("the runtime went away")) as stack:
         answer = await stack.post(RUN, WHOLE)
-        assert (answer.status_code, answer.json()["result"]) == (503, None)
+        assert (answer.status_code, answer.json()["result"]) == (503, {})
 
 
 @pytest.mark.parametrize("body", [STREAM, WHOLE])

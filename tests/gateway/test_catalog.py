@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.catalog import Catalog
-from gateway.errors import UnknownModel
+from gateway.errors import InvalidModelId, UnknownModel
 from gateway.settings import DEMO_MODEL, SettingsError
 from tests.gateway.tiny_adapters import write_base
 
@@ -47,7 +47,8 @@ def test_a_model_without_weights_says_which_setting_it_needs() -> None:
     "name", ["", "@cf/x/y", "@CF/lorikeet/demo-lora", "../../etc", "a\0b", "x" * 10_000, "\x1b[2J"]
 )
 def test_an_unknown_name_is_repeated_safely(name: str) -> None:
-    with pytest.raises(UnknownModel) as error:
+    kind = UnknownModel if name == "@cf/x/y" else InvalidModelId
+    with pytest.raises(kind) as error:
         Catalog({}).get(name)
     assert error.value.message.isprintable()
     assert len(error.value.message) < 300

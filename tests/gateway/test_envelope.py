@@ -18,6 +18,7 @@ CODES = {
     "AuthenticationFailed": (401, 10000), "PermissionMissing": (403, 9109), "RouteNotFound": (404, 7000),
     "ObjectNotFound": (404, 7003), "MethodNotSupported": (405, 7001), "BadQuery": (400, 7001), "BadInput": (400, 5006),
     "EmptyBody": (400, 3003), "UnknownModel": (400, 5007), "LoraNotSupported": (405, 5005),
+    "InvalidModelId": (404, 3042),
     "FinetuneNotFound": (404, 3037), "FinetuneIncomplete": (400, 3039), "RequestTooLarge": (413, 3006),
     "ContextExceeded": (413, 5021), "RequestTimeout": (408, 3046), "OverCapacity": (429, 3040),
     "RuntimeUnavailable": (503, 7010), "StorageUnavailable": (503, 7011), "InternalError": (500, 7500),

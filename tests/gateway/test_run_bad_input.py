@@ -161,7 +161,7 @@ async def test_a_bad_body(stack: Stack, body: Any, status: int, code: int, said:
     assert (answer.status_code, error["code"]) == (status, code), answer.text
     assert said in error["message"]
     assert answer.json()["success"] is False
-    assert answer.json()["result"] is None
+    assert answer.json()["result"] == {}
     assert answer.headers["cf-aig-log-id"] == stack.records.seen[-1].id
     assert len(stack.fake.requests) == reached
     assert (await stack.post(RUN, {"prompt": "x"})).status_code == 200
@@ -197,8 +197,10 @@ async def test_bad_settings_in_the_query(stack: Stack, query: str) -> None:
     [
         ("@cf/nobody/nothing", 400, 5007),
         ("@cf/mistral/mistral-7b-instruct-v0.2-lora", 400, 5007),
-        ("@cf%252Florikeet%252Fdemo-lora", 400, 5007),
-        ("x" * 5000, 400, 5007),
+        ("@cf%252Florikeet%252Fdemo-lora", 404, 3042),
+        ("x" * 5000, 404, 3042),
+        ("@cf/a b/c", 404, 3042),
+        ("dynamic/cheapest", 404, 7000),
         ("a%0Ab%1b[31m", 404, 7000),
         ("@cf/../../etc", 404, 7000),
         ("@cf/%00", 404, 7000),

@@ -39,7 +39,7 @@ def _answer(line: bytes | None) -> Any:
 def test_streamed_and_whole_answers_give_the_same_line(dialect: str, pieces: list[str]) -> None:
     text = "".join(pieces)
     reply = _reply(dialect)
-    streamed = b"".join(reply.piece(Chunk(piece)) for piece in pieces) + reply.ending(LAST, USAGE) + DONE
+    streamed = b"".join(reply.piece(Chunk(piece)) for piece in pieces) + reply.ending(LAST, USAGE)
     whole = chat_line(ASK, reply.whole([Chunk(text, "stop")], USAGE), streamed=False)
     assert chat_line(ASK, streamed, streamed=True) == whole
     if text:
@@ -55,7 +55,7 @@ def test_streamed_and_whole_answers_give_the_same_line(dialect: str, pieces: lis
 def test_of_several_choices_the_first_counts() -> None:
     reply = _reply("openai")
     pieces = [Chunk("no", index=1), Chunk("a"), Chunk("t this", "stop", index=1), Chunk("b")]
-    streamed = b"".join(map(reply.piece, pieces)) + reply.ending(LAST, USAGE) + DONE
+    streamed = b"".join(map(reply.piece, pieces)) + reply.ending(LAST, USAGE)
     whole = reply.whole([Chunk("ab", "stop"), Chunk("not this", "stop", index=1)], USAGE)
     assert chat_line(ASK, streamed, streamed=True) == chat_line(ASK, whole, streamed=False)
     assert _answer(chat_line(ASK, whole, streamed=False))[-1]["content"] == "ab"
@@ -65,7 +65,7 @@ def test_of_several_choices_the_first_counts() -> None:
 def test_a_stream_that_was_cut_or_failed_gives_no_line(dialect: str) -> None:
     reply = _reply(dialect)
     begun = reply.piece(Chunk("half an "))
-    whole = begun + reply.piece(Chunk("answer")) + reply.ending(LAST, USAGE) + DONE
+    whole = begun + reply.piece(Chunk("answer")) + reply.ending(LAST, USAGE)
     assert chat_line(ASK, whole, streamed=True) is not None
     assert chat_line(ASK, begun, streamed=True) is None
     assert chat_line(ASK, whole[: -len(DONE)], streamed=True) is None
@@ -111,7 +111,7 @@ def test_calls_and_tools_are_part_of_the_line(dialect: str) -> None:
     if dialect == "openai":
         halves = (ToolCallDelta(0, "call_0", "f", '{"a"'), ToolCallDelta(0, arguments=": 1}"), calls[1])
         pieces = [Chunk("so it"), Chunk(" is", tool_calls=halves[:1]), Chunk(tool_calls=halves[1:])]
-    streamed = b"".join(map(reply.piece, pieces)) + reply.ending(Chunk("", "tool_calls", USAGE), USAGE) + DONE
+    streamed = b"".join(map(reply.piece, pieces)) + reply.ending(Chunk("", "tool_calls", USAGE), USAGE)
     whole = reply.whole([Chunk("so it is", "tool_calls", tool_calls=calls)], USAGE)
     lines = [chat_line(ask, whole, streamed=False), chat_line(ask, streamed, streamed=True)]
     for line in lines:
@@ -128,7 +128,7 @@ def test_calls_and_tools_are_part_of_the_line(dialect: str) -> None:
 def test_a_half_call_teaches_nothing() -> None:
     reply = _reply("openai")
     half = reply.piece(Chunk(tool_calls=(ToolCallDelta(0, "call_0", "f", '{"a"'),)))
-    streamed = half + reply.ending(Chunk("", "length", USAGE), USAGE) + DONE
+    streamed = half + reply.ending(Chunk("", "length", USAGE), USAGE)
     assert chat_line(json.dumps(TOOL_TALK).encode(), streamed, streamed=True) is None
 
 

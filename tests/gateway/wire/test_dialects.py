@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadInput, LorikeetError
 from gateway.messages import ChatRequest, Chunk, Usage
-from gateway.wire import chat_body, openai, sse, workers_ai
+from gateway.wire import anthropic_body, body, completions, openai, responses_body, sse, workers_ai
 
-NAMES = st.sampled_from([*chat_body.Body.__struct_fields__, "unknown", "role", "content"])
+FIELDS = {
+    name
+    for kind in (body.Body, responses_body.ResponsesBody, responses_body.Item, anthropic_body.MessagesBody)
+    for name in kind.__struct_fields__
+}
+NAMES = st.sampled_from([*sorted(FIELDS), "unknown", "role", "content"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
     | st.sampled_from(["user", "true", "1", "x" * 300]),
@@ -30,7 +35,7 @@ def checked(request: ChatRequest) -> None:
     assert (request.prompt is None) != (request.messages is None)
     assert request.prompt is None or request.prompt
     assert request.messages is None or request.messages
-    assert 1 <= sampling.max_tokens <= chat_body.MAX_WHOLE
+    assert 1 <= sampling.max_tokens <= body.MAX_WHOLE
     assert 0 <= sampling.temperature <= 5
     assert sampling.top_k is None or 1 <= sampling.top_k <= 50
     assert sampling.top_p is None or 0.001 <= sampling.top_p <= 1
@@ -39,11 +44,11 @@ def checked(request: ChatRequest) -> None:
     assert all(sampling.stop)
     assert sampling.min_p is None or 0 <= sampling.min_p <= 1
     assert len(sampling.logit_bias) <= 300
-    assert all(0 <= token <= chat_body.MAX_WHOLE and -100 <= bias <= 100 for token, bias in sampling.logit_bias)
+    assert all(0 <= token <= body.MAX_WHOLE and -100 <= bias <= 100 for token, bias in sampling.logit_bias)
     assert len(sampling.stop_token_ids) <= 64
     assert 1 <= sampling.n <= (8 if request.dialect == "openai" else 1)
     assert sampling.top_logprobs is None or (0 <= sampling.top_logprobs <= 20 and request.dialect == "openai")
-    assert all(0 <= token <= chat_body.MAX_WHOLE for token in sampling.stop_token_ids)
+    assert all(0 <= token <= body.MAX_WHOLE for token in sampling.stop_token_ids)
     assert request.lora is None or request.lora
     assert -100 <= request.priority <= 100
 
@@ -61,10 +66,13 @@ def outcome(parse: Callable[[], ChatRequest]) -> None:
 
 
 @given(st.dictionaries(NAMES, VALUES | TURNS, max_size=6), st.lists(st.tuples(NAMES, st.text(max_size=6)), max_size=4))
-def test_any_object(body: dict[str, Any], query: list[tuple[str, str]]) -> None:
-    data = json.dumps(body).encode()
+def test_any_object(sent: dict[str, Any], query: list[tuple[str, str]]) -> None:
+    data = json.dumps(sent).encode()
     outcome(lambda: workers_ai.parse(data, query, "m"))
-    outcome(lambda: openai.parse(data))
+    outcome(lambda: openai.parse(data, query))
+    outcome(lambda: completions.parse(data, query))
+    outcome(lambda: responses_body.parse(data, query)[0])
+    outcome(lambda: anthropic_body.parse(data, query))
 
 
 @given(st.binary(max_size=200) | st.text(alphabet='{}[]":,0123456789.eE+-truefalsnu \\x', max_size=60).map(str.encode))
@@ -112,5 +120,6 @@ def test_usage_is_said_once_and_cached_tokens_only_if_there_are_any() -> None:
 
 def test_the_role_is_said_even_when_nothing_else_is() -> None:
     reply = openai.OpenAIReply("id", 1)
-    (chunk,) = [json.loads(part[6:]) for part in reply.ending(Chunk("", "stop"), Usage(1, 0)).split(b"\n\n") if part]
-    assert chunk["choices"][0]["delta"]["role"] == "assistant"
+    chunk, done = [part[6:] for part in reply.ending(Chunk("", "stop"), Usage(1, 0)).split(b"\n\n") if part]
+    assert done == b"[DONE]"
+    assert json.loads(chunk)["choices"][0]["delta"]["role"] == "assistant"
