@@ -14,9 +14,11 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,7 +33,7 @@ from gateway.body_budget import BodyBudget
 from gateway.cache_care import CacheCare
 from gateway.catalog import ALIASES, Catalog, CatalogModel
 from gateway.data_dir import DataDir, object_folder
-from gateway.endpoints import finetune_versions, health, identity, logs, models, openai, run
+from gateway.endpoints import finetune_versions, health, identity, logs, models, openai, openapi, run
 from gateway.endpoints import finetunes as finetunes_endpoint
 from gateway.errors import InvalidRequest, LorikeetError, RouteNotFound
 from gateway.finetunes import Finetunes
@@ -41,6 +43,7 @@ from gateway.middleware.last_resort import LastResort
 from gateway.middleware.plain_path import PlainPath
 from gateway.middleware.request_id import SCOPE_KEY, RequestId
 from gateway.middleware.telemetry import Tracing
+from gateway.openapi.document import document
 from gateway.pipeline import Pipeline
 from gateway.routes import ApiRoute, PublicRoute
 from gateway.runtime_address import RuntimeAddress, remote_runtimes
@@ -69,6 +72,7 @@ ROWS: Final[tuple[ApiRoute | PublicRoute, ...]] = (
     *finetunes_endpoint.ROUTES,
     *finetune_versions.ROUTES,
     *logs.ROUTES,
+    *openapi.ROUTES,
 )
 
 
@@ -161,6 +165,7 @@ async def open_services(
             telemetry=telemetry,
             bodies=BodyBudget(settings.server.body_buffer_bytes),
             hang_up=hang_up,
+            description=msgspec.Raw(msgspec.json.encode(document(ROWS, version("lorikeet")))),
         )
 
 

@@ -36,7 +36,7 @@ class ApiRoute:
 
 @dataclass(frozen=True)
 class PublicRoute:
-    """A route that answers without a token: health only."""
+    """A route that answers without a token: health, and the description of all routes."""
 
     method: Literal["GET"]
     path: str

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from msgspec import Raw
+
     from gateway.accounts import Accounts
     from gateway.backends.base import Backend
     from gateway.body_budget import BodyBudget
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Services:
     """Everything open. `backends` maps a catalogue name to what answers for it; `hang_up` ends all running answers
-    with a typed error, at the end of a drain.
+    with a typed error, at the end of a drain. `description`: the OpenAPI document.
     """
 
     settings: Settings
@@ -44,3 +46,4 @@ class Services:
     telemetry: Telemetry
     bodies: BodyBudget
     hang_up: Callable[[], None]
+    description: Raw

@@ -2,32 +2,31 @@
 way to change a finetune. Parse, call, reply; the rules live in `gateway.finetune_versions`.
 """
 
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.finetunes import both, in_use, residency, send_file, take_upload, when_in_use
-from gateway.errors import BadInput, ObjectNotFound
+from gateway.errors import ObjectNotFound
 from gateway.finetune_records import Pointer
 from gateway.messages import Identity
 from gateway.names import printable
 from gateway.routes import ApiRoute
 from gateway.services import Services
 from gateway.wire.envelope import read_page, success, success_page
+from gateway.wire.finetune_bodies import OpenVersion, SetAlias
 from gateway.wire.finetune_json import pointer_json, version_json
-from gateway.wire.json_body import read_object
+from gateway.wire.json_body import read_as
 
 MAX_BODY_BYTES: Final = 16 * 1024
 
 
 async def open_version(request: Request, identity: Identity, services: Services) -> Response:
     """POST {activate?}: a new, empty version. `activate` false leaves the name as it is when the version is ready."""
-    body = await read_object(request, MAX_BODY_BYTES, may_be_empty=True)
-    activate = body.get("activate", True)
-    if not isinstance(activate, bool):
-        raise BadInput("activate must be true or false", param="activate")
-    finetune, version = await services.finetunes.versions.open(identity.account_id, _name(request), activate=activate)
+    body = await read_as(request, OpenVersion, MAX_BODY_BYTES, may_be_empty=True)
+    account_id, name = identity.account_id, _name(request)
+    finetune, version = await services.finetunes.versions.open(account_id, name, activate=body.activate)
     return success(version_json(finetune, version, in_use(finetune, services), residency(finetune, services)))
 
 
@@ -75,9 +74,10 @@ async def list_aliases(request: Request, identity: Identity, services: Services)
 
 async def set_alias(request: Request, identity: Identity, services: Services) -> Response:
     """PUT {version, canary?: {version, percent}}: `default` is what the bare name means."""
-    body = await read_object(request, MAX_BODY_BYTES)
+    body = await read_as(request, SetAlias, MAX_BODY_BYTES)
     alias = request.path_params["alias"]
-    pointer = _pointer(body)
+    canary = body.canary
+    pointer = Pointer(body.version) if canary is None else Pointer(body.version, canary.version, canary.percent)
     finetune = await services.finetunes.versions.point(identity.account_id, _name(request), alias, pointer)
     if finetune.pinned:
         await services.caches.refresh(finetune.model)
@@ -89,26 +89,6 @@ async def delete_alias(request: Request, identity: Identity, services: Services)
     alias = request.path_params["alias"]
     await services.finetunes.versions.unpoint(identity.account_id, _name(request), alias)
     return success({"alias": alias})
-
-
-def _pointer(body: dict[str, Any]) -> Pointer:
-    if unknown := sorted(set(body) - {"version", "canary"}):
-        raise BadInput(f"{printable(unknown[0], 64)!r} is not known here; send version and, for a split, canary")
-    canary = body.get("canary")
-    if canary is None:
-        return Pointer(_whole(body.get("version"), "version"))
-    if not isinstance(canary, dict) or set(canary) != {"version", "percent"}:
-        raise BadInput("canary must be an object with version and percent, or null", param="canary")
-    percent = canary["percent"]
-    if isinstance(percent, bool) or not isinstance(percent, int | float):
-        raise BadInput("canary.percent must be a number", param="canary.percent")
-    return Pointer(_whole(body.get("version"), "version"), _whole(canary["version"], "canary.version"), float(percent))
-
-
-def _whole(value: Any, name: str) -> int:
-    if type(value) is not int or not 0 < value < 2**31:
-        raise BadInput(f"{name} must be the number of a version", param=name)
-    return value
 
 
 def _name(request: Request) -> str:

@@ -21,8 +21,9 @@ from gateway.permissions import Permission
 from gateway.routes import ACCOUNT, ApiRoute, Handler
 from gateway.services import Services
 from gateway.wire.envelope import read_page, success, success_page
+from gateway.wire.finetune_bodies import CreateFinetune, DescribeFinetune
 from gateway.wire.finetune_json import Residency, finetune_detail, finetune_json
-from gateway.wire.json_body import read_object
+from gateway.wire.json_body import read_as
 from gateway.wire.multipart import read_parts
 from runtime.protocol import AdapterRef
 
@@ -31,7 +32,7 @@ Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 MAX_CREATE_BYTES: Final = 64 * 1024
 # What a multipart body may hold besides the file itself.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
-_ORDERS: Final[dict[str, Callable[[Finetune], Any]]] = {
+ORDERS: Final[dict[str, Callable[[Finetune], Any]]] = {
     "created_at": lambda finetune: finetune.created_at,
     "modified_at": lambda finetune: finetune.modified_at,
     "name": lambda finetune: finetune.name,
@@ -42,15 +43,12 @@ _ORDERS: Final[dict[str, Callable[[Finetune], Any]]] = {
 
 async def create(request: Request, identity: Identity, services: Services) -> Response:
     """POST {model, name, description?}."""
-    body = await read_object(request, MAX_CREATE_BYTES)
-    model, name = body.get("model"), body.get("name")
-    if not isinstance(model, str) or not model:
+    body = await read_as(request, CreateFinetune, MAX_CREATE_BYTES)
+    if not body.model:
         raise BadInput("model must be the name of a base model", param="model")
-    if not isinstance(name, str):
-        raise BadInput("name must be a string", param="name")
-    if body.get("public") and identity.account_id != PUBLIC_ACCOUNT_ID:
+    if body.public and identity.account_id != PUBLIC_ACCOUNT_ID:
         raise BadInput("public finetunes are the operator's; leave 'public' out", param="public")
-    made = await services.finetunes.create(identity.account_id, model, name, _description(body))
+    made = await services.finetunes.create(identity.account_id, body.model, body.name, body.description)
     return success(finetune_json(made))
 
 
@@ -71,12 +69,12 @@ async def list_public(request: Request, identity: Identity, services: Services) 
     order, down = query.get("orderBy", "created_at"), False
     if order.startswith("-"):
         order, down = order[1:], True
-    if order not in _ORDERS:
+    if order not in ORDERS:
         raise BadQuery(
-            f"orderBy must be one of {', '.join(_ORDERS)}, with '-' in front for the reverse", param="orderBy"
+            f"orderBy must be one of {', '.join(ORDERS)}, with '-' in front for the reverse", param="orderBy"
         )
     found = [each for each in await services.finetunes.list_finetunes(PUBLIC_ACCOUNT_ID) if each.current is not None]
-    found.sort(key=_ORDERS[order], reverse=down)
+    found.sort(key=ORDERS[order], reverse=down)
     offset = _natural(query.get("offset"), "offset", 0)
     limit = _natural(query.get("limit"), "limit", len(found))
     return success([finetune_json(finetune) for finetune in found[offset : offset + limit]])
@@ -97,11 +95,9 @@ async def get(request: Request, identity: Identity, services: Services) -> Respo
 
 async def describe(request: Request, identity: Identity, services: Services) -> Response:
     """PATCH {description}."""
-    body = await read_object(request, MAX_CREATE_BYTES)
-    if "description" not in body or len(body) != 1:
-        raise BadInput("send description and nothing else; versions and aliases have calls of their own")
+    body = await read_as(request, DescribeFinetune, MAX_CREATE_BYTES)
     reference = request.path_params["finetune"]
-    changed = await services.finetunes.describe(identity.account_id, reference, _description(body))
+    changed = await services.finetunes.describe(identity.account_id, reference, body.description)
     return success(finetune_json(changed))
 
 
@@ -212,13 +208,6 @@ async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
             yield chunk
     except ClientDisconnect as error:
         raise BadInput("the upload broke off") from error
-
-
-def _description(body: dict[str, Any]) -> str | None:
-    description = body.get("description")
-    if not isinstance(description, str | None):
-        raise BadInput("description must be a string", param="description")
-    return description
 
 
 def _natural(text: str | None, name: str, default: int) -> int:

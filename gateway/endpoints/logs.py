@@ -18,14 +18,14 @@ from gateway.messages import Identity
 from gateway.routes import ACCOUNT, ApiRoute
 from gateway.services import Services
 from gateway.wire.envelope import JsonResponse, success
-from gateway.wire.json_body import read_object
+from gateway.wire.json_body import read_as
+from gateway.wire.log_bodies import MAX_METADATA, PatchLog
 
 LOGS: Final = ACCOUNT + "/ai-gateway/gateways/{gateway_id}/logs"
 
 _GATEWAYS: Final = frozenset({"default"})
 _HEAD_BYTES: Final = 4096
 _MAX_PATCH_BYTES: Final = 64 * 1024
-_MAX_METADATA: Final = 20
 _MAX_DELETE: Final = 10_000_000
 _SHOWN_TYPES: Final = ("application/json", "text/event-stream", "text/plain")
 
@@ -55,7 +55,7 @@ async def get_log(request: Request, identity: Identity, services: Services) -> R
 async def patch_log(request: Request, identity: Identity, services: Services) -> Response:
     """PATCH {feedback, score, metadata}: the row as it is then."""
     gateway = _gateway(request)
-    patch = _parse_patch(await read_object(request, _MAX_PATCH_BYTES))
+    patch = _parse_patch(await read_as(request, PatchLog, _MAX_PATCH_BYTES))
     row = await services.logs.patch(identity.account_id, gateway, request.path_params["log_id"], patch)
     return success(to_json(row))
 
@@ -129,28 +129,26 @@ def _gateway(request: Request) -> str:
     return gateway
 
 
-def _parse_patch(fields: dict[str, Any]) -> LogPatch:
-    patch = LogPatch()
-    if "feedback" in fields:
-        feedback = fields["feedback"]
+def _parse_patch(fields: PatchLog) -> LogPatch:
+    patch, feedback, score = LogPatch(), fields.feedback, fields.score
+    if feedback is not msgspec.UNSET:
         if feedback is not None and not (_is_number(feedback) and feedback in (-1, 1)):
             raise BadInput("feedback must be -1, 1 or null", param="feedback")
         patch = msgspec.structs.replace(patch, feedback=None if feedback is None else int(feedback))
-    if "score" in fields:
-        score = fields["score"]
+    if score is not msgspec.UNSET:
         if score is not None and not (_is_number(score) and _is_plain(score)):
             raise BadInput("score must be a number or null", param="score")
         patch = msgspec.structs.replace(patch, score=score)
-    if "metadata" in fields:
-        patch = msgspec.structs.replace(patch, metadata=_parse_metadata(fields["metadata"]))
+    if fields.metadata is not msgspec.UNSET:
+        patch = msgspec.structs.replace(patch, metadata=_parse_metadata(fields.metadata))
     return patch
 
 
 def _parse_metadata(entries: Any) -> dict[str, Scalar] | None:
     if entries is None:
         return None
-    if not isinstance(entries, dict) or len(entries) > _MAX_METADATA:
-        raise BadInput(f"metadata must be an object of at most {_MAX_METADATA} entries, or null", param="metadata")
+    if not isinstance(entries, dict) or len(entries) > MAX_METADATA:
+        raise BadInput(f"metadata must be an object of at most {MAX_METADATA} entries, or null", param="metadata")
     for key, value in entries.items():
         if not 0 < len(key) <= 256 or "\0" in key:
             raise BadInput("a metadata key must be 1 to 256 characters long, without NUL", param="metadata")

@@ -4,12 +4,14 @@ Bounded while it streams in, so a body over the limit is refused before it is re
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
 from gateway.errors import BadInput, EmptyBody, RequestTooLarge
+
+T = TypeVar("T")
 
 
 async def read_body(request: Request, max_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
@@ -49,3 +51,23 @@ async def read_object(request: Request, max_bytes: int, *, may_be_empty: bool = 
     if not isinstance(value, dict):
         raise BadInput("the request body must be a JSON object")
     return value
+
+
+async def read_as(request: Request, kind: type[T], max_bytes: int, *, may_be_empty: bool = False) -> T:
+    """The body as a JSON object of this type. Raises as `read_object`, and BadInput that names the field."""
+    data = await read_body(request, max_bytes)
+    if not data and not may_be_empty:
+        raise EmptyBody("the request has no body; send a JSON object")
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).replace("`", "").partition(" - at ")
+        param = place.removeprefix("$").lstrip(".") or _named(reason)
+        raise BadInput(f"{param or 'the request body'}: {reason[:1].lower()}{reason[1:]}", param=param) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"the request body is not valid JSON: {error}") from error
+
+
+def _named(reason: str) -> str | None:
+    """Of a missing or unknown field msgspec tells the name at the end of its sentence."""
+    return reason.rpartition(" ")[2] if "field" in reason else None

@@ -161,6 +161,7 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         telemetry=missing,
         bodies=missing,
         hang_up=missing,
+        description=missing,
     )
 
     async def failed(request: Request, error: Exception) -> Response:

@@ -57,7 +57,7 @@ async def test_the_app_has_no_other_routes(stack: Stack) -> None:
 async def test_rows_are_sound() -> None:
     assert len({(row.method, row.path) for row in ROWS}) == len(ROWS)
     public = [row.path for row in ROWS if isinstance(row, PublicRoute)]
-    assert public == ["/healthz", "/readyz"]
+    assert public == ["/healthz", "/readyz", "/openapi.json"]
     for row in API:
         if row.permission != "any_token":
             assert row.path.startswith("/client/v4/accounts/{account_id}/"), name(row)

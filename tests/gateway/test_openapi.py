@@ -1,0 +1,176 @@
+"""`GET /openapi.json`: every route is in it, its schemas are sound, its examples work, and replies match it."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+import pytest_asyncio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.app import ROWS
+from gateway.openapi.document import document
+from gateway.openapi.schema import Schemas
+from gateway.routes import ApiRoute, PublicRoute
+from gateway.services import Services
+from gateway.settings import DEMO_MODEL
+from gateway.wire import workers_ai
+from gateway.wire.body import Body, read_bounds
+from tests.gateway.stack import Stack, open_stack
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+DOCUMENT = document(ROWS, "0")
+CALLS = {
+    f"{method.upper()} {path}": (method, path, call)
+    for path, calls in DOCUMENT["paths"].items()
+    for method, call in calls.items()
+}
+# Ours, not the original's: what issue and contract call so.
+ADDITIONS = (
+    "versions",
+    "aliases",
+    "/openapi.json",
+    "/healthz",
+    "/readyz",
+    "/export",
+    "/ai/v1/models",
+    "/v1/completions",
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    async with open_stack(tmp_path_factory.mktemp("stack")) as opened:
+        yield opened
+
+
+def check(schema: Any, value: Any) -> None:
+    """Raises jsonschema.ValidationError."""
+    whole = {**schema, "components": DOCUMENT["components"]}
+    jsonschema.Draft202012Validator(whole).validate(value)
+
+
+def schemas_in(node: Any) -> list[Any]:
+    if isinstance(node, list):
+        return [found for item in node for found in schemas_in(item)]
+    if not isinstance(node, dict):
+        return []
+    own = [node["schema"]] if isinstance(node.get("schema"), dict) else []
+    return own + [found for item in node.values() for found in schemas_in(item)]
+
+
+async def test_it_is_served_to_everybody(stack: Stack) -> None:
+    answer = await stack.client.get("/openapi.json", headers={"authorization": ""})
+    assert answer.status_code == 200
+    served = answer.json()
+    assert served["paths"] == json.loads(json.dumps(DOCUMENT["paths"]))
+    assert served["info"]["version"] != "0"
+
+
+async def test_every_row_is_there_with_its_permission() -> None:
+    told = {
+        (method.upper(), path): call.get("x-permission")
+        for path, calls in DOCUMENT["paths"].items() for method, call in calls.items()
+    }  # fmt: skip
+    rows = {
+        (row.method, row.path.replace(":path", "").rstrip("/")): row.permission if isinstance(row, ApiRoute) else None
+        for row in ROWS
+    }
+    assert told == rows
+    names = [call["operationId"] for _, _, call in CALLS.values()]
+    assert len(names) == len(set(names))
+
+
+async def test_a_row_that_nobody_describes_stops_the_start() -> None:
+    async def handler(request: Request, services: Services) -> Response:
+        raise AssertionError
+
+    with pytest.raises(LookupError, match="does not describe GET /new"):
+        document([*ROWS, PublicRoute("GET", "/new", handler)], "0")
+
+
+async def test_additions_are_marked() -> None:
+    for name, (method, path, call) in CALLS.items():
+        one = path.endswith("/{finetune}") or (method == "get" and "finetune-assets" in path)
+        assert bool(call.get("x-lorikeet-addition")) is (one or any(part in path for part in ADDITIONS)), name
+
+
+async def test_the_schemas_are_sound() -> None:
+    for schema in [*schemas_in(DOCUMENT["paths"]), *DOCUMENT["components"]["schemas"].values()]:
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, call) in CALLS.items() if "requestBody" in call])
+async def test_examples_are_what_the_schema_says(name: str) -> None:
+    for media, content in CALLS[name][2]["requestBody"]["content"].items():
+        if media == "application/json":
+            check(content["schema"], content["example"])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CALLS if "/ai/run" in name or ("POST" in name and "/ai/v1/" in name)]
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_examples_of_inference_are_answered_as_told(stack: Stack, name: str, stream: bool) -> None:
+    method, path, call = CALLS[name]
+    example = json.loads(json.dumps(call["requestBody"]["content"]["application/json"]["example"]))
+    native = example["input"] if path.endswith("/ai/run") else example
+    native["stream"] = stream
+    url = path.replace("{account_id}", stack.account).replace("{model}", DEMO_MODEL)
+    answer = await stack.client.request(method, url, json=example)
+    assert answer.status_code == 200, answer.text
+    media = answer.headers["content-type"].partition(";")[0]
+    told = call["responses"]["200"]["content"]
+    assert media == ("text/event-stream" if stream else "application/json")
+    assert media in told
+    if not stream:
+        check(told[media]["schema"], answer.json())
+    assert stack.fake.requests[-1].request.sampling.max_tokens == 64
+
+
+async def test_refusals_are_as_told(stack: Stack) -> None:
+    for path, body in (("/ai/run/" + DEMO_MODEL, {}), ("/ai/v1/chat/completions", {}), ("/ai/run/@cf/x/y", {"a": 1})):
+        answer = await stack.post(path, body)
+        assert answer.status_code in (400, 404)
+        check({"$ref": "#/components/schemas/Refusal"}, answer.json())
+
+
+async def test_lists_are_as_told(stack: Stack) -> None:
+    reads = [(p, c) for m, p, c in CALLS.values() if m == "get" and p.replace("{account_id}", "").count("{") == 0]
+    assert len(reads) > 12
+    for path, call in reads:
+        query = {"model": DEMO_MODEL} if path.endswith("/schema") else {}
+        answer = await stack.client.get(path.replace("{account_id}", stack.account), params=query)
+        assert answer.status_code == 200, path
+        check(call["responses"]["200"]["content"]["application/json"].get("schema", {}), answer.json())
+
+
+async def test_published_bounds_are_those_that_are_checked() -> None:
+    """Just inside passes, just outside is refused, for every number that the native schema shows."""
+    shown = Schemas(inline=True).request(Body)["properties"]
+    numbers = {
+        name: bounds for name, bounds in read_bounds(Body).items() if name not in ("n", "best_of", "top_logprobs")
+    }
+    assert len(numbers) > 9
+    for name, (low, high) in numbers.items():
+        assert (shown[name]["minimum"], shown[name]["maximum"]) == (low, high)
+        step = 1 if shown[name]["type"] == "integer" else 0.0001
+        for value in (low, high):
+            workers_ai.parse(json.dumps({"prompt": "x", name: value}).encode(), [], "m")
+        for value in (low - step, high + step):
+            with pytest.raises(Exception, match="must be a"):
+                workers_ai.parse(json.dumps({"prompt": "x", name: value}).encode(), [], "m")
+
+
+async def test_two_types_of_one_name_are_refused() -> None:
+    schemas = Schemas()
+    for fields in ([("a", int)], [("b", int)]):
+        kind = msgspec.defstruct("Same", fields)
+        if schemas.components:
+            with pytest.raises(TypeError, match="two types are called Same"):
+                schemas.request(kind)
+        else:
+            schemas.request(kind)
