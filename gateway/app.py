@@ -29,6 +29,9 @@ from gateway.accounts import Accounts
 from gateway.authorize import ROUTE_KEY, build_routes
 from gateway.backends.base import Backend
 from gateway.backends.runtime import RuntimeBackend
+from gateway.batches.desk import BatchDesk
+from gateway.batches.queue import BatchQueue
+from gateway.batches.records import BatchRecords
 from gateway.body_budget import BodyBudget
 from gateway.cache_care import CacheCare
 from gateway.catalog import ALIASES, Catalog, CatalogModel
@@ -151,20 +154,28 @@ async def open_services(
             for client in clients.values():
                 client.hang_up()
 
+        pipeline = Pipeline(catalog, finetunes, backends, telemetry)
+        accounts = Accounts(database)
+        records = BatchRecords(database, objects)
+        queue = BatchQueue(records, pipeline, accounts, log_store, settings.server.request_timeout_s)
+        queue.start()
+        stack.push_async_callback(queue.aclose)
+
         yield Services(
             settings=settings,
             database=database,
             objects=objects,
-            accounts=Accounts(database),
+            accounts=accounts,
             catalog=catalog,
             finetunes=finetunes,
             caches=caches,
             logs=log_store,
             backends=backends,
-            pipeline=Pipeline(catalog, finetunes, backends, telemetry),
+            pipeline=pipeline,
             telemetry=telemetry,
             bodies=BodyBudget(settings.server.body_buffer_bytes),
             hang_up=hang_up,
+            batches=BatchDesk(catalog, queue),
             description=msgspec.Raw(msgspec.json.encode(document(ROWS, version("lorikeet")))),
         )
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gateway.accounts import Accounts
     from gateway.backends.base import Backend
+    from gateway.batches.desk import BatchDesk
     from gateway.body_budget import BodyBudget
     from gateway.cache_care import CacheCare
     from gateway.catalog import Catalog
@@ -47,3 +48,4 @@ class Services:
     bodies: BodyBudget
     hang_up: Callable[[], None]
     description: Raw
+    batches: BatchDesk

@@ -1,7 +1,8 @@
 """The row store's tables. Rows only: bodies and adapter files live in the object store.
 
-account 1-n token, account 1-n finetune 1-n version 1-n file, finetune 1-n alias, account 1-n log. Times are Unix
-seconds (float, UTC). Ids are random 128-bit hex (accounts, tokens), UUIDv4 (finetunes), UUIDv7 (logs).
+account 1-n token, account 1-n finetune 1-n version 1-n file, finetune 1-n alias, account 1-n batch, account 1-n log.
+Times are Unix seconds (float, UTC). Ids are random 128-bit hex (accounts, tokens), UUIDv4 (finetunes, batches), UUIDv7
+(logs).
 """
 
 from sqlalchemy import (
@@ -114,6 +115,20 @@ finetune_aliases = Table(
     Column("version", Integer, nullable=False),
     Column("canary", Integer),  # the version that `canary_percent` of the requests get
     Column("canary_percent", Float, nullable=False, server_default="0"),
+)
+
+# Requests to be answered later. Requests and answers are objects under the batch's id.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("account_id", ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("token_id", String(32), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("status", String(16), nullable=False),  # queued | running | done
+    Column("num_requests", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
 )
 
 logs = Table(

@@ -1,16 +1,18 @@
 """`POST …/ai/run/{model}`: native inference. A model may be written `@cf/a/b` or `@cf%2Fa%2Fb`; the path is decoded.
-`POST …/ai/run` has model and input in its body instead.
+`POST …/ai/run` has model and input in its body instead. With `?queueRequest=true` the answers are asked for later.
 """
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.answer import Answer
-from gateway.errors import RouteNotFound
+from gateway.errors import BadInput, RouteNotFound
 from gateway.exchange import Exchange
 from gateway.messages import ChatRequest, Identity
 from gateway.routes import ACCOUNT, ApiRoute
 from gateway.services import Services
+from gateway.wire.envelope import success
+from gateway.wire.json_body import read_body
 from gateway.wire.workers_ai import WorkersAIReply, parse, unwrap
 
 
@@ -19,7 +21,19 @@ async def run(request: Request, identity: Identity, services: Services) -> Respo
     model: str = request.path_params["model"]
     if model.startswith("dynamic/"):  # a route of a gateway, which has no place in this path
         raise RouteNotFound("No route for that URI")
+    if request.query_params.get("websocket", "").lower() == "true":
+        raise BadInput("websockets are not served here; leave 'websocket' out", param="websocket")
+    if request.query_params.get("queueRequest", "").lower() == "true":
+        return await _queue(request, identity, services, model)
     return _answer(request, identity, services, model)
+
+
+async def _queue(request: Request, identity: Identity, services: Services, model: str) -> Response:
+    """A batch is taken in, or asked about."""
+    server, announced = services.settings.server, request.headers.get("content-length")
+    with services.bodies.reserve(identity.account_id, announced, server.max_body_bytes) as hold:
+        body = await read_body(request, server.max_body_bytes, hold.cover)
+        return success(await services.batches.take(identity, model, body, request.headers.items()))
 
 
 async def run_named(request: Request, identity: Identity, services: Services) -> Response:

@@ -5,19 +5,14 @@ made by a real runtime under the grammar of each family's format.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import torch
-from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.e2e.deployment import Caller, deploy
-from tests.gateway.text.tool_bases import EOS, tool_base
+from tests.e2e.random_bases import random_base
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -46,29 +41,13 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
     folder = tmp_path_factory.mktemp("tools")
     lines = ["demo_model = false"]
     for family in FAMILIES:
-        _base(folder / family, family)
+        random_base(folder / family, family)
         lines += [f'[models."@cf/ours/{family}"]', f'path = "{folder / family}"']
-    _base(folder / "silent", "hermes")
+    random_base(folder / "silent", "hermes")
     lines += ['[models."@cf/ours/silent"]', f'path = "{folder / "silent"}"', 'tool_format = "none"']
     (folder / "lorikeet.toml").write_text("\n".join(lines))
     with deploy(folder / "data", LORIKEET_CONFIG=str(folder / "lorikeet.toml")) as deployment:
         yield deployment.account("tools")
-
-
-def _base(folder: Path, family: str) -> None:
-    """Random weights under the family's own tokens and template."""
-    tool_base(folder, family)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    size, end = tokenizer.get_vocab_size(), tokenizer.token_to_id(EOS[family])
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=0, eos_token_id=end, initializer_range=0.2,
-    )  # fmt: skip
-    written = folder / "weights"
-    LlamaForCausalLM(config).save_pretrained(written)
-    for file in written.iterdir():
-        shutil.move(file, folder / file.name)
 
 
 def _client(caller: Caller) -> openai.OpenAI:

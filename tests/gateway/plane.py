@@ -162,6 +162,7 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         bodies=missing,
         hang_up=missing,
         description=missing,
+        batches=missing,
     )
 
     async def failed(request: Request, error: Exception) -> Response:

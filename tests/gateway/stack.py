@@ -100,8 +100,9 @@ async def open_stack(
     *,
     backends: Mapping[str, Backend] | None = None,
     settings: Mapping[str, Any] | None = None,
+    names: tuple[str, str] = ("a", "b"),
 ) -> AsyncIterator[Stack]:
-    """Everything open; `settings` are sections as in lorikeet.toml."""
+    """Everything open; `settings` are sections as in lorikeet.toml, `names` those of the two accounts."""
     fake = fake or FakeBackend()
     app = build_app(
         msgspec.convert({"data_dir": str(folder / "data"), **(settings or {})}, Settings),
@@ -113,8 +114,8 @@ async def open_stack(
         services: Services = app.state.services
         records = Records(services.logs)
         app.state.services = services = _with_logs(services, records)
-        account_a = await services.accounts.create_account("a")
-        account_b = await services.accounts.create_account("b")
+        account_a = await services.accounts.create_account(names[0])
+        account_b = await services.accounts.create_account(names[1])
         _, secret_a = await services.accounts.create_token(account_a.id, "all", PERMISSIONS)
         _, secret_b = await services.accounts.create_token(account_b.id, "all", PERMISSIONS)
         async with httpx.AsyncClient(
