@@ -15,7 +15,7 @@ PEER_PACKAGES := llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix train-demo gpu bench-runtime bench-tiers bench-peers clean
+.PHONY: help demo serve test test-clients check fix train-demo gpu bench-runtime bench-tiers bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ serve: $(VENV)/.runtime ## gateway + runtime on 127.0.0.1:8787 with the demo mod
 
 test: $(VENV)/.dev ## the whole test suite, with a coverage report
 	@$(BIN)/python -m pytest --cov --cov-report=term
+
+test-clients: $(VENV)/.dev ## real clients (wrangler, SDKs, ...) and schemathesis against a served demo; writes docs/compatibility.md
+	@WRITE_TABLE=1 $(BIN)/python -m pytest tests/clients
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .
@@ -56,7 +59,7 @@ bench-tiers: $(VENV)/.dev ## adapter tiers beside plain transfers, and 2,000 ada
 	@$(BIN)/python -m infra.bench.tiers $(BENCH)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(VENV) .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 
 $(VENV)/.torch: $(INPUTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }

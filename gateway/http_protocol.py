@@ -23,6 +23,7 @@ BODY_GRACE_S: Final = 30.0
 MIN_BODY_RATE: Final = 16 * 1024  # bytes per second
 STALLED_READER_S: Final = 30.0
 MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_SLICE: Final = 16 * 1024
 MAX_HEADERS: Final = 128
 MAX_URL_BYTES: Final = 16 * 1024
 MAX_PIPELINED: Final = 64
@@ -72,6 +73,16 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """In slices, so that what stands between two bytes of body is counted however much one read brings."""
+        if len(data) <= MAX_SLICE:
+            self._take(data)
+            return
+        for start in range(0, len(data), MAX_SLICE):
+            if self.transport.is_closing():
+                return
+            self._take(data[start : start + MAX_SLICE])
+
+    def _take(self, data: bytes) -> None:
         if self._phase == "idle":
             self._enter("head")
         self._received += len(data)
