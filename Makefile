@@ -15,7 +15,7 @@ PEER_PACKAGES := llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-clients check fix train-demo gpu bench-runtime bench-tiers bench-peers clean
+.PHONY: help demo serve test test-clients check fix train-demo gpu bench-runtime bench-gateway bench-tiers bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-peers: ## build llama.cpp for bench-runtime, in peers/ (about seven minute
 	@$(PEERS)/bin/python -c "import gguf, llama_cpp" 2>/dev/null || { echo "Building llama.cpp in $(PEERS) (about seven minutes)"; \
 		$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
 		$(PEER_PACKAGES) $(ONE_LINE); }
+
+bench-gateway: $(VENV)/.dev ## the gateway on a mock runtime: CPU per request and per stream, a thousand streams (needs wrk)
+	@$(BIN)/python -m infra.bench.gateway $(BENCH)
 
 bench-tiers: $(VENV)/.dev ## adapter tiers beside plain transfers, and 2,000 adapters on the demo base (BENCH="--quick")
 	@$(BIN)/python -m infra.bench.tiers $(BENCH)

@@ -30,8 +30,8 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
         "/healthz/x",
         "//healthz",
         "/HEALTHZ",
-        "/client/v4/accounts/a/ai/run",
-        "/client/v4/accounts/a/ai/run/",
+        "/client/v4/accounts/a/ai/runs",
+        "/client/v4/accounts/a/ai/runs/",
         "/healthz/x/",
     ],
 )

@@ -326,7 +326,7 @@ async def test_a_migration_that_fails_half_way_changes_nothing(
     folder = tmp_path / "copy" / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", folder)
     (folder / "versions" / "9999_breaks.py").write_text(
-        "from alembic import op\nrevision = '9999'\ndown_revision = '0003'\n"
+        "from alembic import op\nrevision = '9999'\ndown_revision = '0004'\n"
         "def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('nonsense')\n"
     )
     with monkeypatch.context() as patched:

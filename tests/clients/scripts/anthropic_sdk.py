@@ -5,8 +5,9 @@ from tell import ACCOUNT, BASE, MODEL, PIRATE, QUESTION, TOKEN, TOOL_MODEL, V4, 
 
 client = anthropic.Anthropic(base_url=f"{V4}/accounts/{ACCOUNT}/ai", api_key=TOKEN, max_retries=0)
 HELLO = [{"role": "user", "content": QUESTION}]
-ASK = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 40}
-LORA = {"lora": "pirate"}
+ASK = {"model": MODEL, "messages": HELLO, "max_tokens": 40}
+GREEDY = {"temperature": 0}  # the client has no argument for it any more
+LORA = {"lora": "pirate", **GREEDY}
 TOOLS = [
     {
         "name": "tide_at",
@@ -16,7 +17,7 @@ TOOLS = [
 
 
 def messages() -> None:
-    said = client.messages.create(**ASK)
+    said = client.messages.create(**ASK, extra_body=GREEDY)
     assert said.content[0].text == BASE
     assert said.stop_reason == "end_turn"
     assert said.usage.input_tokens > 0
@@ -36,7 +37,7 @@ def stream() -> None:
 
 def tools() -> None:
     ask = {
-        "model": TOOL_MODEL, "messages": HELLO, "tools": TOOLS, "max_tokens": 800, "temperature": 1,
+        "model": TOOL_MODEL, "messages": HELLO, "tools": TOOLS, "max_tokens": 800,
         "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
     }  # fmt: skip
     said = client.messages.create(**ask)
