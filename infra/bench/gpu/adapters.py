@@ -11,7 +11,7 @@ from typing import Final
 
 from infra.bench.gpu.child import Line, ask, short_of
 from infra.bench.gpu.processes import ends_with_children
-from infra.bench.gpu.settings import Setting, setting_of
+from infra.bench.gpu.settings import Setting, setting_of, step_bytes
 from kernels.bench.rows import Row, merge_rows
 
 ONE: Final = "one adapter"
@@ -21,12 +21,17 @@ TARGET: Final = 0.9
 def rows_of(setting: Setting, about: Line, lines: dict[str, Line], ended: str) -> list[Row]:
     """All of them, whatever is missing. The target holds while the hot set fits, and the note says how far it does."""
     rows, one = list[Row](), lines.get("zipf.1", {}).get("rate")
+    context = setting.zipf_prompt + setting.zipf_tokens // 2
+    least = step_bytes(setting, setting.zipf_running, context, setting.load_rank)
     for count in setting.zipf_counts:
         line, name = lines.get(f"zipf.{count}"), f"adapters.{count}"
         if line is None or "note" in line:
             rows.append(Row(name, None, "tokens/s", ONE, note=short_of(line, ended)))
             continue
+        # Adapters that meet in a step are all read by it: what that alone costs is no fault of ours.
+        moved = step_bytes(setting, setting.zipf_running, context, round(setting.load_rank * line["together"]))
         note = (
+            f"{line['together']:.1f} adapters a step, by its bytes {least / moved:.2f}x; "
             f"{setting.zipf_running} requests of {setting.zipf_prompt} + {setting.zipf_tokens} tokens, "
             f"r{setting.load_rank}; {line['used']} adapters were asked for, {line['resident']} on the device at the "
             f"end, {line['evictions']} left it; {about.get('device', '')}"

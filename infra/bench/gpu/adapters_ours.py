@@ -8,6 +8,7 @@ completed round of sequences and the last.
 
 import itertools
 import random
+import statistics
 import time
 from collections.abc import Iterator
 
@@ -49,20 +50,22 @@ class Zipf:
         setting = self._setting
         serving = Serving(self._runner, setting, self._files, setting.zipf_running, self._rows)
         drawn, numbers = zipf(count, seed=count), itertools.count()
-        asked = set[int]()
+        asked = dict[int, int]()
 
         def more() -> None:
-            adapter = next(drawn)
-            asked.add(adapter)
-            serving.submit(next(numbers), setting.zipf_prompt, setting.zipf_tokens, adapter)
+            number = next(numbers)
+            asked[number] = next(drawn)
+            serving.submit(number, setting.zipf_prompt, setting.zipf_tokens, asked[number])
 
         # Twice as many as run: whoever ends leaves a place to one whose adapter is there already.
         for _ in range(2 * setting.zipf_running):
             more()
-        ended = tokens = 0
+        ended, tokens, together = 0, 0, list[int]()
         began, first, last = 0.0, setting.zipf_running, (1 + setting.zipf_turns) * setting.zipf_running
         while ended < last:
-            for item in serving.step().outputs:
+            outputs = serving.step().outputs
+            together += [len({asked[item.output.sequence_id] for item in outputs})] if outputs else []
+            for item in outputs:
                 tokens += bool(began) * len(item.output.token_ids)
                 if item.output.finish_reason is not None:
                     ended += 1
@@ -73,9 +76,13 @@ class Zipf:
         stats = serving.engine.stats()
         serving.close()
         return {
-            "rate": tokens / seconds, "used": len(asked), "resident": stats.adapters_resident,
-            "evictions": stats.evictions, "steps": stats.steps,
-        }  # fmt: skip
+            "rate": tokens / seconds,
+            "used": len(set(asked.values())),
+            "together": statistics.fmean(together),
+            "resident": stats.adapters_resident,
+            "evictions": stats.evictions,
+            "steps": stats.steps,
+        }
 
 
 def zipf(count: int, seed: int) -> Iterator[int]:

@@ -25,7 +25,7 @@ FLOOR_TARGET: Final = 0.8
 FLOOR_BATCH: Final = 32
 # How far apart two measurements of one thing may lie.
 IDLE_TARGET: Final = 0.01
-OURS_SHARE: Final = 0.55
+OURS_SHARE: Final = 0.6
 
 
 class Side:

@@ -21,7 +21,10 @@ def opened(name: str) -> Iterator[torch.device]:
 def about(device: torch.device) -> dict[str, Any]:
     """For the first line of a child."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else "interpreter"
-    return {"about": {"device": name, "bandwidth": copy_bandwidth(device)}}
+    found = {"about": {"device": name, "bandwidth": copy_bandwidth(device)}}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what was copied is gone, and its memory free to be counted
+    return found
 
 
 def free_bytes(device: torch.device) -> int:
