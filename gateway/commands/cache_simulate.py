@@ -16,8 +16,9 @@ import typer
 from gateway.commands.api import Api
 from gateway.commands.cache import in_bytes
 from gateway.commands.options import AsJson, CommandFailed, Config, DataDir, print_json, print_rows, settings_of
+from gateway.memory_budget import SMALLEST_AUTO_TIER
 from gateway.png_plot import write_png
-from gateway.settings import DEMO_MODEL, Settings
+from gateway.settings import DEMO_MODEL, Settings, adapter_limits
 from storage.policies import POLICIES, PolicyName
 from storage.simulation import (
     MAX_REPLAYED,
@@ -127,23 +128,34 @@ def replay(trace: Trace, settings: Settings, report: Mapping[str, Any]) -> dict[
         "added_latency_ms": added_s * 1000,
         "curves": {tier: [point._asdict() for point in points] for tier, points in curves.items()},
         "recommendation": {
-            **_advice("memory", curves["memory"], settings.tiers.memory_policy, costs.disk_s, share_of["memory"]),
-            **_advice("disk", curves["disk"], settings.tiers.disk_policy, costs.object_s, share_of["disk"]),
+            **_advice("memory", curves["memory"], settings.tiers.memory_policy, costs.disk_s, share_of["memory"],
+                      _least(settings, memory)),
+            **_advice("disk", curves["disk"], settings.tiers.disk_policy, costs.object_s, share_of["disk"],
+                      _least(settings, disk)),
         },
     }  # fmt: skip
 
 
-def _advice(tier: str, points: list[Point], now: PolicyName, cost_s: float, share: float) -> dict[str, Any]:
+def _least(settings: Settings, configured: int) -> int:
+    """A tier must hold the largest adapter that may be uploaded, unless it does not now."""
+    return max(SMALLEST_AUTO_TIER, min(adapter_limits(settings).max_bytes, configured))
+
+
+def _advice(tier: str, points: list[Point], now: PolicyName, cost_s: float, share: float, least: int) -> dict[str, Any]:
     """The best policy (the one that is set, among equals), and the smallest size that costs a request hardly more than
-    the largest. `share`: of all requests, what reaches the tier.
+    the largest. `share`: of all requests, what reaches the tier. `least`: no size below it, whatever was asked for.
     """
     if not points:
         return {}
     best = min(point.miss_ratio for point in points)
     enough = [point for point in points if point.miss_ratio <= best * GOOD_ENOUGH
               or (point.miss_ratio - best) * share * cost_s <= HARDLY_S]  # fmt: skip
-    budget = min(point.budget for point in enough)
-    at_size = [point for point in points if point.budget == budget]
+    budget = max(least, min(point.budget for point in enough))
+    # The next size that was replayed; above them all everything fits.
+    replayed = min((point.budget for point in points if point.budget >= budget), default=None)
+    at_size = [point for point in points if point.budget == replayed]
+    if not at_size:
+        return {f"{tier}_policy": now, f"{tier}_bytes": budget}
     chosen = min(at_size, key=lambda point: (round(point.miss_ratio, 3), point.policy != now, point.policy))
     return {f"{tier}_policy": chosen.policy, f"{tier}_bytes": budget}
 

@@ -92,12 +92,22 @@ def test_a_larger_tier_never_misses_more_under_lru() -> None:
 def test_the_advice_is_small_where_small_is_enough() -> None:
     """Ten hot adapters and ninety that are asked for once: a tier for the ten is all that helps."""
     names = [f"hot-{n % 10}" for n in range(5000)] + [f"once-{n}" for n in range(90)]
-    trace = Trace(names, {name: Adapter(1_000_000, 512) for name in names})
-    settings = Settings(tiers=Tiers(memory_bytes=10**9, disk_bytes=10**9))
+    trace = Trace(names, {name: Adapter(20_000_000, 512) for name in names})
+    settings = Settings(tiers=Tiers(memory_bytes=4 * 10**9, disk_bytes=4 * 10**9))
     found = replay(trace, settings, {})
-    assert found["recommendation"]["memory_bytes"] <= 25_000_000
+    assert found["recommendation"]["memory_bytes"] <= 500_000_000
     assert found["now"]["memory"]["misses"] == 100
     assert found["costs"]["measured"] is False
+
+
+@pytest.mark.parametrize(("configured", "least"), [(4 * 10**9, 100_000_000), (80_000_000, 80_000_000), (1, 64 * 2**20)])
+def test_no_size_is_advised_that_an_upload_would_not_fit(configured: int, least: int) -> None:
+    """The log knows small adapters only; the limits allow 100 MB."""
+    settings = Settings(tiers=Tiers(memory_bytes=configured, disk_bytes=configured, memory_policy="lfu"))
+    found = replay(zipf_trace(20, 1.0, 2000, 100_000, 8), settings, {})
+    assert found["recommendation"] == {
+        "memory_policy": "lfu", "memory_bytes": least, "disk_policy": "gdsf", "disk_bytes": least
+    }  # fmt: skip
 
 
 def test_measured_times_are_used_where_there_are_some() -> None:
