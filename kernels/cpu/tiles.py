@@ -45,6 +45,9 @@ BLOCK: Final = 2 * LANES
 """Numbers of x that `dot` takes at once. Where the weights are bf16 they are in *woven* order: of each whole block
 those at even places, then those at odd ones, as `vectors.load_pair` widens the weights; `weave` brings them there."""
 
+LINE_BYTES: Final = 64
+"""Of the cache: what one `prefetch` asks for."""
+
 
 def dot_tile(rows: int, columns: int) -> Callable[..., None]:
     """(marker, x, x_stride, w, w_stride, y, y_stride, k, ahead): writes y[:rows, :columns]."""
@@ -72,7 +75,8 @@ def dot_tile(rows: int, columns: int) -> Callable[..., None]:
             with _counting(builder, constant(0), whole, BLOCK) as at:
                 places = [_element(builder, row, at, ELEMENT_BYTES[marker]) for row in w_rows]
                 for place in places:
-                    prefetch(builder, builder.add(place, ahead))
+                    for line in range(0, BLOCK * ELEMENT_BYTES[marker], LINE_BYTES):
+                        prefetch(builder, builder.add(place, builder.add(ahead, constant(line))))
                 pairs = [load_pair(builder, marker, place) for place in places]
                 for part in range(2):
                     multiply(builder.add(at, constant(part * LANES)), [pair[part] for pair in pairs], None)
