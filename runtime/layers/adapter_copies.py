@@ -287,7 +287,7 @@ def _part_of(table: npt.NDArray[np.int64], piece: _Piece, itemsize: int, *, firs
     inside = present & (part[_SOURCE] >= begin) & (part[_SOURCE] < end)
     part[_SOURCE, inside] -= begin
     mine = inside | (~present & first)
-    part[_RANK, ~mine] = 0
+    part[_RANK, ~mine] = part[_PRESENT, ~mine] = 0
     part[_FACTOR_TO, ~mine] = -1
     return part
 

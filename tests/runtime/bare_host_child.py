@@ -11,12 +11,15 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from kernels.triton_jit import interpreting
 from runtime.adapter import Way
+from runtime.device_runner import DeviceRunner, DeviceSizes
 from runtime.engine import Engine, EngineLimits
 from runtime.protocol import AdapterRef, ModelInfo, SamplingParams, Submit
 from runtime.runner import TorchRunner
@@ -97,12 +100,24 @@ def answers(folder: Path) -> list[list[int]]:
     runner = TorchRunner.load(
         folder, device="cpu", dtype="float32", threads=1, kv_bytes=1 << 20, block_tokens=8, adapter_rows=32
     )
+    return answers_of(runner)
+
+
+def answers_of_device(folder: Path) -> list[list[int]]:
+    """The same through the device's path, interpreted. TRITON_INTERPRET must be set."""
+    with interpreting(), patch("kernels.lora_shrink._PROGRAMS", 24):  # programs run one after the other here
+        sizes = DeviceSizes(1 << 20, block_tokens=8, adapter_rows=32, max_slots=8, max_rows=4)
+        return answers_of(DeviceRunner.load(folder, sizes, device="cpu", dtype="float32"), max_tokens=4)
+
+
+def answers_of(runner: TorchRunner | DeviceRunner, max_tokens: int = 12) -> list[list[int]]:
+    """From one engine; runners of other kinds may draw other words where they are drawn."""
     model = ModelInfo("tiny", "float32", "cpu", runner.num_parameters, runner.vocab_size, 128, 32, ())
     loads = AtOnce()
     engine = Engine(runner, model, EngineLimits(runner.num_blocks, 8, 32), loads, time.monotonic)
     adapter = AdapterRef("digest", "key", 1, 4, "id")
     for number in range(4):
-        sampling = SamplingParams(max_tokens=12, temperature=0.0 if number < 2 else 0.8, top_p=0.9, seed=number)
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0 if number < 2 else 0.8, top_p=0.9, seed=number)
         engine.submit(1, Submit(number, "a", (3, 1, 4, 1, 5 + number), sampling, adapter if number % 2 else None))
     said: list[list[int]] = [[] for _ in range(4)]
     while engine.num_live:

@@ -60,7 +60,7 @@ def test_all_but_the_edges_can_be_imported() -> None:
     names = [name for name in modules("runtime") if name not in EDGES]
     names += ["storage.geometry", "storage.packed", "storage.errors", "storage.records"]
     assert set(modules("runtime")) >= EDGES
-    assert {"runtime.engine", "runtime.runner", "runtime.residency"} <= set(names)
+    assert {"runtime.engine", "runtime.runner", "runtime.device_runner", "runtime.residency"} <= set(names)
     result = run("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
     assert result.returncode == 0, result.stderr
 
@@ -82,6 +82,25 @@ assert all(sys.modules[name] is None for name in absent)
     expected = answers(tmp_path)
     assert json.loads(result.stdout) == expected
     assert len({tuple(answer) for answer in expected}) == 4
+
+
+def test_a_devices_engine_answers_there_as_the_cpus_does(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    result = run(
+        f"""
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+from pathlib import Path
+from tests.runtime.bare_host_child import answers_of_device
+import json
+print(json.dumps(answers_of_device(Path({str(tmp_path)!r}))))
+assert all(sys.modules[name] is None for name in absent)
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    found, expected = json.loads(result.stdout), answers(tmp_path)
+    assert found[:2] == [answer[:4] for answer in expected[:2]]
+    assert all(len(answer) == 4 for answer in found)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ def test_a_replay_reads_and_writes_the_buffers_again() -> None:
         torch.add(scaled, scaled.reshape(2, 1)[:, 0], out=out)
 
     replay = record(work)
+    replay()
+    assert out.tolist() == [6.0, 14.0], "the recording is the first replay"
     given.copy_(torch.tensor([5.0, 7.0]))
     replay()
     assert out.tolist() == [30.0, 44.0]
@@ -27,6 +29,7 @@ def test_a_number_of_the_host_stays_what_it_was() -> None:
         out.copy_(given * given.tolist()[0])
 
     replay = record(work)
+    replay()
     given.copy_(torch.tensor([5.0, 7.0]))
     replay()
     assert out.tolist() == [5.0, 7.0]
@@ -38,7 +41,9 @@ def test_memory_that_nobody_writes_is_poison() -> None:
     def work() -> None:
         out.copy_(torch.empty(2))
 
-    record(work)()
+    replay = record(work)
+    replay()
+    replay()
     assert out.isnan().all()
 
 
