@@ -12,6 +12,7 @@ On a CPU, in Triton's interpreter, the same code runs for tests: without graphs,
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,26 +25,28 @@ import torch
 from kernels.paged_decode import DecodeScratch, decode_splits
 from kernels.sampling import sample
 from kernels.token_scores import TokenScores, token_scores
-from kernels.triton_jit import cdiv, next_power_of_2
-from runtime.batch import PENDING, Batch, Row, Sampled, Scored
+from kernels.triton_jit import HAS_TRITON, cdiv, next_power_of_2
+from runtime.batch import BASE_SLOT, PENDING, Batch, Row, Sampled, Scored
 from runtime.errors import ConfigInvalid, LogitsInvalid, RunnerMisused
 from runtime.grammars.masks import GrammarMasks
 from runtime.graphs import Capture, CudaCapture, DecodeGraphs, again
-from runtime.layers.adapter_copies import SLAB_BYTES, AdapterCopies, Start
+from runtime.layers.adapter_copies import AdapterCopies, Start
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.device_step import DeviceStep, HostStep, StepWriter
 from runtime.layers.kv_cache import KVCache
 from runtime.layers.rotary import Rotations
 from runtime.layers.row_limits import RowLimits
 from runtime.logprobs import score_of
+from runtime.memory_plan import STAGING_BYTES, Split, staging_bytes
 from runtime.models.config import ModelConfig
 from runtime.models.decoder import Decoder, load_decoder
 from runtime.models.device_decoder import DeviceDecoder
 from runtime.models.random_weights import fill_with_random, random_decoder
+from runtime.protocol import SamplingParams
 from runtime.queues import Mark, Queues, Turn, host_tensor, queues_of
 from runtime.runner import device_errors, device_named, dtype_named
 from runtime.sampler import adjust, is_adjusted
-from storage.geometry import Geometry
+from storage.geometry import MODULES, Geometry
 from storage.packed import Packed
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,8 @@ logger = logging.getLogger(__name__)
 # A step that is being written, one that waits for its copy, one that runs, and one to spare.
 _BUFFERS: Final = 4
 _FLIGHTS: Final = 2
+_GREEDY: Final = SamplingParams(temperature=0.0)
+_WARM_CHUNK: Final = 64
 # Stands for the processors of a GPU where there is none; any number gives the same results.
 _PROCESSORS: Final = 4
 
@@ -64,7 +69,7 @@ class DeviceSizes(NamedTuple):
     adapter_rows: int
     max_slots: int = 64
     max_rows: int = 64
-    slab_bytes: int = SLAB_BYTES
+    slab_bytes: int = STAGING_BYTES
 
 
 @dataclass(frozen=True)
@@ -98,38 +103,47 @@ class DeviceRunner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         torch_dtype, self.device = dtype_named(dtype), device_named(device)
-        self._sizes, geometry = sizes, config.geometry
+        if self.device.type == "cuda" and not HAS_TRITON:
+            raise ConfigInvalid("device = 'cuda' needs Triton: pip install 'lorikeet[gpu]'")
         if min(sizes.block_tokens, sizes.adapter_rows, sizes.max_slots, sizes.max_rows) < 1:
             raise ConfigInvalid("block_tokens, adapter_rows, max_slots and max_rows must be at least 1")
-        num_blocks = sizes.kv_bytes // KVCache.block_bytes(geometry, sizes.block_tokens, torch_dtype)
+        geometry, block_bytes = config.geometry, KVCache.block_bytes(config.geometry, sizes.block_tokens, torch_dtype)
+        num_blocks = sizes.kv_bytes // block_bytes
         if num_blocks < 1:
-            raise ConfigInvalid(f"kv_bytes = {sizes.kv_bytes}: not one block of {sizes.block_tokens} tokens")
-        self._cache = KVCache(geometry, num_blocks, sizes.block_tokens, torch_dtype, self.device)
-        self._pool = AdapterPool(geometry, sizes.adapter_rows, sizes.max_slots, torch_dtype, self.device)
-        self._decoder = make_decoder(self._cache, torch_dtype, self.device)
+            raise ConfigInvalid(f"kv_bytes = {sizes.kv_bytes}: one block takes {block_bytes} bytes")
+        self._buckets, self._masks = row_buckets(sizes.max_rows), GrammarMasks()
         longest = min(config.max_positions, num_blocks * sizes.block_tokens)
         self._limits = RowLimits(num_blocks, sizes.block_tokens, longest, config.vocab_size)
-        rotations = Rotations(config.kinds, geometry.head_dim, longest, self.device)
-        self._model = DeviceDecoder(self._decoder, self._pool, rotations)
-        self._buckets = row_buckets(sizes.max_rows)
-        most = self._buckets[-1]
-        self._writer = StepWriter(self._pool, sizes.block_tokens, cdiv(longest, sizes.block_tokens), self._buckets)
         self.queues = queues or queues_of(self.device)
-        self._copies = AdapterCopies(self._pool, self.queues, slab_bytes=sizes.slab_bytes, start=start)
+        try:
+            self._cache = KVCache(geometry, num_blocks, sizes.block_tokens, torch_dtype, self.device)
+            self._pool = AdapterPool(geometry, sizes.adapter_rows, sizes.max_slots, torch_dtype, self.device)
+            self._decoder = make_decoder(self._cache, torch_dtype, self.device)
+            rotations = Rotations(config.kinds, geometry.head_dim, longest, self.device)
+            self._model = DeviceDecoder(self._decoder, self._pool, rotations)
+            table_blocks = cdiv(longest, sizes.block_tokens)
+            self._writer = StepWriter(self._pool, sizes.block_tokens, table_blocks, self._buckets)
+            self._copies = AdapterCopies(self._pool, self.queues, slab_bytes=sizes.slab_bytes, start=start)
+            self._make_buffers(config.vocab_size, torch_dtype)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # what the default queue made is there for the others
+        except torch.OutOfMemoryError as error:
+            raise ConfigInvalid(_too_large(config, sizes, torch_dtype, self.device)) from error
         if capture is None:
             capture = CudaCapture() if self.device.type == "cuda" else again
         self.graphs = DecodeGraphs(capture, clock)
-        self._masks = GrammarMasks()
-        self._logits = torch.zeros((most, config.vocab_size), dtype=torch_dtype, device=self.device)
-        self._drawn = torch.zeros(most, dtype=torch.int64, device=self.device)
-        self._follow = torch.zeros(most, dtype=torch.int64, device=self.device)
-        self._drawn_at: dict[int, int] = {}
-        self._tokens = deque(host_tensor((most,), torch.int64, self.device) for _ in range(_FLIGHTS + 1))
-        self._buffers = deque(Turn(host_tensor((0,), torch.uint8, self.device)) for _ in range(_BUFFERS))
-        self._fixed = torch.zeros(self._writer.most_bytes, dtype=torch.uint8, device=self.device)
+
+    def _make_buffers(self, vocab_size: int, dtype: torch.dtype) -> None:
+        """What graphs read and write at fixed addresses, and what travels from and to the host."""
+        most, device = self._buckets[-1], self.device
+        self._fixed = torch.zeros(self._writer.most_bytes, dtype=torch.uint8, device=device)
+        self._logits = torch.zeros((most, vocab_size), dtype=dtype, device=device)
+        self._drawn = torch.zeros(most, dtype=torch.int64, device=device)
+        self._follow = torch.zeros(most, dtype=torch.int64, device=device)
         self._scratches: dict[int, DecodeScratch] = {}
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # what was made in the default queue is there for the others
+        self._drawn_at: dict[int, int] = {}
+        self._tokens = deque(host_tensor((most,), torch.int64, device) for _ in range(_FLIGHTS + 1))
+        self._buffers = deque(Turn(host_tensor((0,), torch.uint8, device)) for _ in range(_BUFFERS))
 
     @classmethod
     def load(
@@ -350,6 +364,34 @@ class DeviceRunner:
             )
         return self._scratches[bucket]
 
+    def warm_up(self) -> int:
+        """Runs a step of every kind, so that none compiles, loads or captures anything for the first time when somebody
+        waits for it: base-only decode steps of all sizes are captured; kernels of the others are compiled. Returns the
+        number of steps. To be called while nothing is in the cache and the pool."""
+        block, steps = self._limits.block_tokens, 0
+        rank = min(8, self._pool.num_rows)
+        most = min(self._buckets[-1], self._cache.num_blocks)
+        chunk = min(_WARM_CHUNK, self._limits.max_positions, self._cache.num_blocks * block)
+        for slot in (BASE_SLOT, 0):
+            if slot != BASE_SLOT:
+                self.put_random_adapter(slot, 0, rank, seed=0)
+            prompt = Row(0, [0] * chunk, 0, list(range(cdiv(chunk, block))), slot, True, _GREEDY, [0] * chunk, chunk, 0)
+            self.execute(Batch((prompt,)))
+            steps += 1
+            for rows in (bucket for bucket in self._buckets if bucket <= most):
+                # As many tiles as rows, and as few: the ends of what a plan of a launch may be.
+                for slots in {(slot,) * rows, (BASE_SLOT,) * (rows - 1) + (slot,)}:
+                    decode = [
+                        Row(index, [0], 0, [index], one, True, _GREEDY, [0], 1, 0) for index, one in enumerate(slots)
+                    ]
+                    for _ in range(2 if slot == BASE_SLOT else 1):
+                        self.execute(Batch(tuple(decode)))
+                        steps += 1
+        self.release_slot(0)
+        self.synchronize()
+        self._drawn_at = {}
+        return steps
+
     # Adapters.
 
     def begin_adapter(self, slot: int, row_offset: int, packed: Packed) -> None:
@@ -380,6 +422,22 @@ class DeviceRunner:
         """See `runtime.batch.Runner`."""
         with device_errors():
             self._copies.release(slot)
+
+
+def _too_large(config: ModelConfig, sizes: DeviceSizes, dtype: torch.dtype, device: torch.device) -> str:
+    """What was asked of the device, part by part."""
+    geometry = config.geometry
+    row = sum(sum(geometry.shape(module)) for module in MODULES) * geometry.num_layers * dtype.itemsize
+    matrices = sum(math.prod(geometry.shape(module)) for module in MODULES) * geometry.num_layers
+    words = config.vocab_size * geometry.hidden_size * (1 if config.ties_embedding else 2)
+    split = Split(
+        weights=(matrices + words) * dtype.itemsize,
+        adapters=row * sizes.adapter_rows,
+        working=config.vocab_size * sizes.max_rows * dtype.itemsize,
+        kv=sizes.kv_bytes,
+        staging=staging_bytes(geometry, sizes.adapter_rows, sizes.slab_bytes),
+    )
+    return f"the model does not fit on {device}: {split}; lower kv_bytes or adapter_rows"
 
 
 def row_buckets(max_rows: int) -> list[int]:

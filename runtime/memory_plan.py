@@ -1,8 +1,8 @@
 """How a runtime's memory divides: weights, adapter pool, working memory, and the rest for keys and values.
 
-    budget = weights + adapters + working + kv
+    budget = weights + adapters + working + [staging + graphs, on a card] + kv
 
-The first three follow from the model's files and the limits, before anything is loaded; `kv` gets what is left, in
+All but the last follow from the model's files and the limits, before anything is loaded; `kv` gets what is left, in
 whole blocks, up to what the runtime could ever use. Pure arithmetic, no torch: the supervisor plans all runtimes of a
 machine with it, a runtime on a card plans its own.
 """
@@ -26,6 +26,10 @@ CUDA_PROCESS_BYTES: Final = 1024 * 1024**2
 LEAST_TOKENS: Final = 2048
 # Tokens of one pass of the CPU's kernels (`layers/cpu_step.py`), whose workspace is there from the start.
 LEAST_STEP_TOKENS: Final = 256
+# On a card: what adapters are copied to before they are scattered (`layers/adapter_copies.py`) is at most this.
+STAGING_BYTES: Final = 128 * 1024**2
+# On a card: set aside for the graphs of decode steps and the libraries' workspaces. An estimate, until it is measured.
+GRAPH_BYTES: Final = 512 * 1024**2
 _MIB: Final = 1024**2
 
 
@@ -45,8 +49,8 @@ class Limits:
 class Needs:
     """Bytes. What a runtime takes whatever its cache, and the bounds of the cache.
 
-    block: one block of the cache. least: the smallest cache that is worth starting with. most: the largest that
-    `max_running` sequences of full length can fill.
+    staging, graphs: on a card only. block: one block of the cache. least: the smallest cache that is worth starting
+    with. most: the largest that `max_running` sequences of full length can fill.
     """
 
     weights: int
@@ -56,26 +60,32 @@ class Needs:
     least: int
     most: int
     least_tokens: int
+    staging: int = 0
+    graphs: int = 0
 
     @property
     def fixed(self) -> int:
         """Everything but keys and values."""
-        return self.weights + self.adapters + self.working
+        return self.weights + self.adapters + self.working + self.staging + self.graphs
 
     def with_kv(self, kv: int) -> "Split":
         """Raises ConfigInvalid when not even one block fits."""
         if kv < self.block:
             raise ConfigInvalid(f"kv_bytes = {kv}: one block takes {in_words(self.block)}; give at least {self.block}")
-        return Split(self.weights, self.adapters, self.working, kv)
+        return Split(self.weights, self.adapters, self.working, kv, self.staging, self.graphs)
 
     def within(self, budget: int) -> "Split":
         """All of the budget, as far as it is of use. Raises ConfigInvalid with the numbers when it is too small."""
         left = max(0, budget - self.fixed)
         if left < self.least:
+            beside = ""
+            if self.staging or self.graphs:
+                beside = f", staging of adapters {in_words(self.staging)}, graphs {in_words(self.graphs)}"
             raise ConfigInvalid(
                 f"a budget of {in_words(budget)} is too small: weights {in_words(self.weights)}, adapter pool "
-                f"{in_words(self.adapters)} and working memory {in_words(self.working)} leave {in_words(left)} for "
-                f"keys and values, and one sequence of {self.least_tokens} tokens takes {in_words(self.least)}; give "
+                f"{in_words(self.adapters)}{beside} and working memory {in_words(self.working)} leave "
+                f"{in_words(left)} for keys and values, and one sequence of {self.least_tokens} tokens takes "
+                f"{in_words(self.least)}; give "
                 f"at least {self.fixed + self.least} bytes, or lower adapter_rows ({in_words(self.adapters)}) or "
                 "step_tokens"
             )
@@ -90,16 +100,25 @@ class Split:
     adapters: int
     working: int
     kv: int
+    staging: int = 0
+    graphs: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.adapters + self.working + self.kv
+        return self.weights + self.adapters + self.working + self.kv + self.staging + self.graphs
 
     def __str__(self) -> str:
         """For the log."""
-        parts = (("weights", self.weights), ("adapter pool", self.adapters), ("working memory", self.working))
-        return ", ".join(f"{name} {in_words(size)}" for name, size in (*parts, ("keys and values", self.kv)))
+        parts = (
+            ("weights", self.weights),
+            ("adapter pool", self.adapters),
+            ("staging of adapters", self.staging),
+            ("graphs", self.graphs),
+            ("working memory", self.working),
+            ("keys and values", self.kv),
+        )
+        return ", ".join(f"{name} {in_words(size)}" for name, size in parts if size)
 
 
 def needs_of(model: ModelSize, limits: Limits, max_tokens: int | None = None) -> Needs:
@@ -118,6 +137,8 @@ def needs_of(model: ModelSize, limits: Limits, max_tokens: int | None = None) ->
         least=least,
         most=sequence * limits.max_running,
         least_tokens=least_tokens,
+        staging=staging_bytes(geometry, limits.adapter_rows) if limits.on_card else 0,
+        graphs=GRAPH_BYTES if limits.on_card else 0,
     )
 
 
@@ -146,6 +167,12 @@ def in_words(size: int) -> str:
     return f"{size / _MIB:.0f} MiB" if size < 1024 * _MIB else f"{size / 1024**3:.1f} GiB"
 
 
+def staging_bytes(geometry: Geometry, adapter_rows: int, most: int = STAGING_BYTES) -> int:
+    """Room for an adapter of all rows in fp32, up to `most`, and at least for its largest module."""
+    widest = max(sum(geometry.shape(module)) for group in GROUPS.values() for module in group)
+    return max(min(most, _row_bytes(geometry, 4) * adapter_rows), widest * adapter_rows * 4)
+
+
 def _row_bytes(geometry: Geometry, item: int) -> int:
     """One rank row of the pool, over all layers and modules (the scalings are nothing beside it)."""
     return (
@@ -162,6 +189,9 @@ def _working(model: ModelSize, limits: Limits, longest: int, item: int) -> int:
     # On torch, keys and values of one sequence, gathered and repeated for every head, and one decode group beside it;
     # the CPU's kernels need less: the scores of 16 queries for each thread.
     attention = 2 * longest * 2 * geometry.num_heads * geometry.head_dim * item
+    if limits.on_card:
+        # Cosines and sines of two rotations; the kernels gather nothing, and leave parts of rows in a few MB.
+        attention = 2 * longest * 2 * geometry.head_dim * 4 + 16 * _MIB
     # The model's logits, float32 copies, and the sampler's float64 for a few rows.
     logits = model.vocab_size * (min(limits.max_running, limits.step_tokens) * 12 + 8 * 32)
     process = CUDA_PROCESS_BYTES // 2 if limits.on_card else PROCESS_BYTES

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from runtime.adapter import Loads
 from runtime.config import RuntimeConfig
@@ -45,6 +45,9 @@ from storage.objects.base import ObjectStore
 from storage.objects.local import LocalObjects
 from storage.objects.s3 import S3Objects
 from storage.tiers import Tiers
+
+if TYPE_CHECKING:
+    from runtime.device_runner import DeviceRunner, DeviceSizes
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +109,9 @@ def _leave(message: str, code: int) -> None:
 
 async def _run(config: RuntimeConfig) -> None:
     try:
-        from runtime.runner import (
-            TorchRunner,
-            free_card_bytes,
-        )  # torch takes a second to import: bad settings are told before
+        # torch takes a second to import: bad settings are told before
+        from runtime.device_runner import DeviceRunner, DeviceSizes
+        from runtime.runner import TorchRunner, free_card_bytes
     except ModuleNotFoundError as error:
         raise ConfigInvalid(
             f"{error.name} is not installed; a runtime needs: pip install 'lorikeet[runtime]'"
@@ -121,19 +123,24 @@ async def _run(config: RuntimeConfig) -> None:
     dtype = ModelSize.from_folder(folder).dtype if config.dtype == "auto" else config.dtype
     max_slots = SlotPool(config.adapter_rows).max_slots
     kv_bytes = config.kv_bytes or _kv_on_card(config, free_card_bytes(config.device))
-    load = functools.partial(
-        TorchRunner.load,
-        folder,
-        device=config.device,
-        dtype=dtype,
-        threads=config.threads,
-        kv_bytes=kv_bytes,
-        block_tokens=config.block_tokens,
-        adapter_rows=config.adapter_rows,
-        max_slots=max_slots,
-        progress=_Progress(config.model),
-    )
-    runner = await _unless_stopped(in_own_thread(load, "loading"), stop)
+    load: Callable[[], TorchRunner | DeviceRunner]
+    if config.device == "cuda":
+        sizes = DeviceSizes(kv_bytes, config.block_tokens, config.adapter_rows, max_slots, config.max_running)
+        load = functools.partial(_load_on_card, folder, sizes, dtype, _Progress(config.model))
+    else:
+        load = functools.partial(
+            TorchRunner.load,
+            folder,
+            device=config.device,
+            dtype=dtype,
+            threads=config.threads,
+            kv_bytes=kv_bytes,
+            block_tokens=config.block_tokens,
+            adapter_rows=config.adapter_rows,
+            max_slots=max_slots,
+            progress=_Progress(config.model),
+        )
+    runner: TorchRunner | DeviceRunner = await _unless_stopped(in_own_thread(load, "loading"), stop)
     model = ModelInfo(
         name=config.model,
         dtype=dtype,
@@ -186,6 +193,21 @@ async def _run(config: RuntimeConfig) -> None:
             grammars.close()
             await asyncio.to_thread(close_sandbox)
             await asyncio.to_thread(shut_tracer)
+
+
+def _load_on_card(folder: Path, sizes: "DeviceSizes", dtype: str, progress: Callable[[float], None]) -> "DeviceRunner":
+    """Loaded, and warm: what is compiled or captured for the first time would hold up the first requests."""
+    from runtime.device_runner import DeviceRunner
+
+    began = time.monotonic()
+    runner = DeviceRunner.load(folder, sizes, device="cuda", dtype=dtype, progress=progress)
+    loaded = time.monotonic()
+    steps = runner.warm_up()
+    seconds = time.monotonic() - loaded
+    logger.info(
+        "loaded in %.1f s; %d steps to warm up in %.1f s: %s", loaded - began, steps, seconds, runner.graphs.report
+    )
+    return runner
 
 
 def _kv_on_card(config: RuntimeConfig, free: int) -> int:

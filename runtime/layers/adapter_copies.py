@@ -24,11 +24,11 @@ import torch
 from kernels.adapter_scatter import JOB_WORDS, Job, ScatterEntry, adapter_scatter, num_jobs, scatter_table
 from runtime.errors import AdapterInvalid, RunnerMisused
 from runtime.layers.adapter_pool import TORCH_DTYPES, AdapterPool
+from runtime.memory_plan import STAGING_BYTES, staging_bytes
 from runtime.queues import Mark, Queues, Turn, host_tensor
 from storage.geometry import MODULES
 from storage.packed import Packed
 
-SLAB_BYTES: Final = 128 * 1024**2
 NUM_SLABS: Final = 2
 MAX_UNDER_WAY: Final = 64
 _NUM_TABLES: Final = 4
@@ -87,14 +87,12 @@ class AdapterCopies:
         pool: AdapterPool,
         queues: Queues,
         *,
-        slab_bytes: int = SLAB_BYTES,
+        slab_bytes: int = STAGING_BYTES,
         start: Start | None = None,
     ) -> None:
         self._pool, self._queues = pool, queues
         self._groups, device = pool.stacked, pool.device
-        widest = max(sum(pool.geometry.shape(module)) for module in MODULES) * pool.num_rows * 4
-        largest = staging_bytes(pool, slab_bytes)
-        self._slab_bytes = max(widest, largest)
+        self._slab_bytes = staging_bytes(pool.geometry, pool.num_rows, slab_bytes)
         self._staging = torch.empty(self._slab_bytes, dtype=torch.uint8, device=device)
         self._slabs = [Turn(host_tensor((self._slab_bytes,), torch.uint8, device)) for _ in range(NUM_SLABS)]
         table = (JOB_WORDS, num_jobs(self._groups))
@@ -270,13 +268,6 @@ class AdapterCopies:
                 pieces.append(_Piece(begin, start))
                 begin = start
         return [*pieces, _Piece(begin, packed.header.payload_bytes)]
-
-
-def staging_bytes(pool: AdapterPool, most: int = SLAB_BYTES) -> int:
-    """What the largest adapter that the pool can hold takes in fp32, up to `most`."""
-    geometry = pool.geometry
-    row = sum(sum(geometry.shape(module)) for module in MODULES) * geometry.num_layers * 4
-    return min(most, row * pool.num_rows)
 
 
 def _part_of(table: npt.NDArray[np.int64], piece: _Piece, itemsize: int, *, first: bool) -> npt.NDArray[np.int64]:

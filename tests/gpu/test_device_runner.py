@@ -172,7 +172,8 @@ def test_an_engine_answers_as_transformers_does(tmp_path: Path) -> None:
         job.answer = said[index]
         assert oracle_logits(model, job).argmax(-1).tolist() == job.answer
     assert len(said[9]) == STEPS
-    assert runner.graphs.report.replays > 0
+    assert runner.graphs.report.eager > 0
+    assert runner.graphs.report.replays > 0 or STEPS < 6
 
 
 class _Loads:

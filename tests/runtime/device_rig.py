@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from kernels.lora_shrink import ShrinkPlan, default_plan
+from kernels.segments import DeviceSegments
 from kernels.triton_jit import interpreting
 from runtime.device_runner import DeviceRunner, DeviceSizes
 from tests.runtime.recorded import record
@@ -16,8 +18,14 @@ SIZES = DeviceSizes(kv_bytes=1 << 20, block_tokens=16, adapter_rows=128, max_slo
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Kernels run on CPU tensors, with fewer programs than a GPU has room for: they run one after the other."""
-    with interpreting(), patch("kernels.lora_shrink._PROGRAMS", 24):
+    with interpreting(), patch("kernels.lora_shrink._PROGRAMS", 24), patch("kernels.lora_shrink.default_plan", _plan):
         yield
+
+
+def _plan(segments: DeviceSegments, slices: int) -> ShrinkPlan:
+    """Smaller blocks, and fewer of them, for the small widths here."""
+    plan = default_plan(segments, slices)
+    return plan._replace(in_block=32, planes=min(plan.planes, 2))
 
 
 def device_runner(folder: Path, sizes: DeviceSizes = SIZES, **options: Any) -> DeviceRunner:

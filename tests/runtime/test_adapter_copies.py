@@ -159,7 +159,7 @@ def test_what_is_not_finite_is_refused_and_leaves_the_slot_empty() -> None:
         bench, file = Bench(instant=True), packed(4)
         data = np.frombuffer(file.payload, np.float32).copy()
         data[-1] = value
-        bench.way.begin(1, 0, file._replace(payload=memoryview(data).cast("B")))
+        bench.way.begin(1, 0, file._replace(payload=memoryview(data.tobytes())))
         with pytest.raises(AdapterInvalid, match="not finite"):
             bench.way.poll(1)
         with pytest.raises(RunnerMisused):
@@ -169,7 +169,7 @@ def test_what_is_not_finite_is_refused_and_leaves_the_slot_empty() -> None:
     too_wide = Bench(instant=True, dtype=torch.float16)
     data = np.frombuffer(packed(4).payload, np.float32).copy()
     data[0] = 1e6
-    too_wide.way.begin(1, 0, packed(4)._replace(payload=memoryview(data).cast("B")))
+    too_wide.way.begin(1, 0, packed(4)._replace(payload=memoryview(data.tobytes())))
     with pytest.raises(AdapterInvalid, match="float16"):
         too_wide.way.poll(1)
 

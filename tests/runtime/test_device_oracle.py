@@ -2,6 +2,7 @@
 replayed from recordings that stand for graphs."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,8 +12,9 @@ from peft import LoraConfig, PeftModel
 from transformers import LlamaConfig
 
 from runtime.batch import PENDING, Batch, Scored
-from runtime.device_runner import DeviceRunner
-from runtime.errors import AdapterInvalid, LogitsInvalid, RunnerMisused
+from runtime.device_runner import DeviceRunner, row_buckets
+from runtime.errors import AdapterInvalid, ConfigInvalid, LogitsInvalid, RunnerMisused
+from runtime.layers.kv_cache import KVCache
 from runtime.models.config import ModelConfig
 from runtime.protocol import SamplingParams
 from storage.geometry import MODULES
@@ -256,3 +258,52 @@ def test_random_models_and_adapters_for_benches(tmp_path: Path) -> None:
     base, adapted = made.logits(Batch((job.next_row(1),))), made.logits(Batch((job.next_row(1)._replace(slot=2),)))
     assert torch.isfinite(adapted).all()
     assert not torch.allclose(base, adapted, atol=1e-3)
+
+
+def test_a_warm_runner_captures_and_compiles_nothing_new(tmp_path: Path) -> None:
+    with patch.dict(CONFIGS, flat=lambda: LlamaConfig(**{**CONFIGS["llama-gqa"]().to_dict(), "num_hidden_layers": 1})):
+        model = make_base("flat", tmp_path)
+    runner = device_runner(tmp_path, SIZES._replace(max_rows=2))
+    with patch("runtime.device_runner._WARM_CHUNK", 8):
+        steps = runner.warm_up()
+    warm = runner.graphs.report
+    assert warm.captures == 2, "base-only steps of one row and of two"
+    assert steps == 2 + 2 * 2 + 3
+    jobs = [Job(text, num_tokens=3) for text in prompts(runner.vocab_size, (5, 2))]
+    decode(runner, jobs, block_tokens=16)
+    for job in jobs:
+        assert_agrees(model, job)
+    assert runner.graphs.report.captures == warm.captures
+    with pytest.raises(RunnerMisused, match="slot 0"):
+        runner.execute(Batch((Job([1, 2], slot=0, blocks=[0]).next_row(1),)))
+
+
+@pytest.mark.parametrize("part", ["KVCache", "AdapterPool", "load_decoder", "AdapterCopies"])
+def test_a_model_that_does_not_fit_is_refused_with_every_part(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_base("llama-gqa", tmp_path)
+
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    if part == "KVCache":
+        full.block_bytes = KVCache.block_bytes  # type: ignore[attr-defined]
+    monkeypatch.setattr(f"runtime.device_runner.{part}", full)
+    with pytest.raises(ConfigInvalid, match=r"weights .*adapter pool .*staging of adapters .*keys and values 1 MiB"):
+        device_runner(tmp_path)
+
+
+def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    make_base("llama-gqa", tmp_path)
+    with pytest.raises(ConfigInvalid, match="one block takes"):
+        device_runner(tmp_path, SIZES._replace(kv_bytes=100))
+    with pytest.raises(ConfigInvalid, match="at least 1"):
+        device_runner(tmp_path, SIZES._replace(max_rows=0))
+
+
+def test_rows_of_decode_steps_are_rounded_up_a_little() -> None:
+    assert row_buckets(64) == [1, 2, 4, 8, 16, 24, 32, 48, 64]
+    assert row_buckets(5) == [1, 2, 4, 5]
+    assert row_buckets(1) == [1]
+    assert max(b / a for a, b in pairwise(row_buckets(1024)[3:])) <= 2

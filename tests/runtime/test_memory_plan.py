@@ -8,9 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.device_runner import DeviceRunner, DeviceSizes
 from runtime.errors import ConfigInvalid, ModelInvalid
 from runtime.layers.cpu_step import PASS_TOKENS
-from runtime.memory_plan import ITEM_BYTES, LEAST_STEP_TOKENS, Limits, Needs, in_words, needs_of, share_out
+from runtime.memory_plan import (
+    ITEM_BYTES,
+    LEAST_STEP_TOKENS,
+    STAGING_BYTES,
+    Limits,
+    Needs,
+    in_words,
+    needs_of,
+    share_out,
+)
 from runtime.model_size import DType, ModelSize
 from runtime.model_types import MODEL_TYPES
 from runtime.models.families import FAMILIES
@@ -142,3 +152,23 @@ def test_the_types_are_those_that_the_decoder_knows() -> None:
 
 def test_bytes_in_words() -> None:
     assert [in_words(size) for size in (0, 1, 5 * MIB, 1536 * MIB)] == ["0 KiB", "1 KiB", "5 MiB", "1.5 GiB"]
+
+
+def test_a_card_has_room_for_staging_and_graphs_and_says_so() -> None:
+    host, card = needs_of(SIZE, LIMITS), needs_of(SIZE, replace(LIMITS, on_card=True))
+    rows = replace(LIMITS, on_card=True, adapter_rows=4096)
+    assert (host.staging, host.graphs) == (0, 0)
+    assert card.staging == host.adapters, "both in fp32 here"
+    assert card.staging < needs_of(SIZE, rows).staging == STAGING_BYTES
+    assert card.fixed == card.weights + card.adapters + card.working + card.staging + card.graphs
+    assert "graphs 512 MiB" in str(card.within(card.fixed + card.least))
+    with pytest.raises(ConfigInvalid, match=r"weights .*, adapter pool .*, staging .*, graphs .* and working memory"):
+        card.within(card.fixed)
+
+
+def test_the_staging_that_is_planned_is_what_copies_take(tmp_path: Path) -> None:
+    make_base("llama-gqa", tmp_path)
+    size = ModelSize.from_folder(tmp_path)
+    sizes = DeviceSizes(1 << 20, 16, 64)
+    runner = DeviceRunner.load(tmp_path, sizes, device="cpu", dtype="float32")
+    assert runner._copies._staging.numel() == needs_of(size, replace(LIMITS, on_card=True)).staging
