@@ -70,11 +70,69 @@ class Job(NamedTuple):
 
 
 JOB_WORDS: Final = len(Job._fields)
+_SOURCE, _PRESENT, _RANK, _TO, _STRIDE, _FACTOR_TO, _FACTOR = (
+    Job._fields.index(name) for name in ("source", "present", "rank", "to", "stride", "factor_to", "factor")
+)
 
 
 def num_jobs(groups: Sequence[PoolGroup]) -> int:
     """Columns of a table for these pools."""
     return sum(2 * group.a.shape[0] * group.a.shape[1] for group in groups)
+
+
+class ScatterPlan:
+    """What the tables of all adapters of these pools have in common; made once, as it takes milliseconds."""
+
+    def __init__(self, groups: Sequence[PoolGroup], scaling: torch.Tensor) -> None:
+        layers, self._slots, self._modules = scaling.shape
+        self._layers, self._num_rows, self._slot_stride = layers, groups[0].b.shape[1], scaling.stride(1)
+        jobs = list[Job]()
+        for layer in range(layers):
+            module = 0
+            for index, group in enumerate(groups):
+                column = 0
+                for part, width in enumerate(group.slices):
+                    to_a = layer * group.a.stride(0) + part * group.a.stride(1)
+                    to_b, factor_to = layer * group.b.stride(0) + column, layer * scaling.stride(0) + module
+                    jobs += [
+                        Job(2 * index, 0, 0, 0, group.a.shape[3], to_a, group.a.stride(2), factor_to, 0),
+                        Job(2 * index + 1, 0, 0, 0, width, to_b, group.b.stride(1), -1, 0),
+                    ]
+                    column += width
+                    module += 1
+        self._table = np.array(jobs, np.int64).T.copy()
+        self._has_factor = self._table[_FACTOR_TO] >= 0
+
+    def table(
+        self, entries: Sequence[ScatterEntry], itemsize: int, slot: int, row_offset: int, rank: int
+    ) -> npt.NDArray[np.int64]:
+        """[9, jobs]. itemsize: of an element of the payload. Raises ValueError for what lies outside the pools."""
+        if not 0 <= slot < self._slots or row_offset < 0 or rank < 1 or row_offset + rank > self._num_rows:
+            raise ValueError(f"adapter_scatter: slot {slot}, rows {row_offset}..{row_offset + rank}: outside the pool")
+        table = self._table.copy()
+        table[_TO] += row_offset * table[_STRIDE]
+        table[_RANK] = rank
+        table[_FACTOR_TO] += np.where(self._has_factor, slot * self._slot_stride, 0)
+        if not entries:
+            return table
+        layers, modules, ranks, scalings, offsets_a, offsets_b = (
+            np.array(column) for column in zip(*entries, strict=True)
+        )
+        if min(layers.min(), modules.min()) < 0 or layers.max() >= self._layers or modules.max() >= self._modules:
+            raise ValueError(
+                f"adapter_scatter: a layer of {layers.max()} or a module of {modules.max()}: not in the pool"
+            )
+        if ranks.max() > rank:
+            raise ValueError(f"adapter_scatter: a module of rank {ranks.max()} in {rank} rows")
+        if not (np.abs(scalings) <= np.finfo(np.float32).max).all():
+            raise ValueError("adapter_scatter: a factor is not finite in fp32")
+        if (offsets_a % itemsize).any() or (offsets_b % itemsize).any():
+            raise ValueError(f"adapter_scatter: a matrix begins within one of the {itemsize}-byte elements")
+        jobs = 2 * (layers * self._modules + modules)
+        table[_PRESENT, jobs] = table[_PRESENT, jobs + 1] = ranks
+        table[_SOURCE, jobs], table[_SOURCE, jobs + 1] = offsets_a // itemsize, offsets_b // itemsize
+        table[_FACTOR, jobs] = scalings.astype(np.float32).view(np.int32)
+        return table
 
 
 def scatter_table(
@@ -86,37 +144,8 @@ def scatter_table(
     row_offset: int,
     rank: int,
 ) -> npt.NDArray[np.int64]:
-    """[9, jobs]. itemsize: bytes of an element of the payload. Raises ValueError for what lies outside the pools."""
-    layers, slots, _ = scaling.shape
-    if not 0 <= slot < slots or row_offset < 0 or rank < 1 or row_offset + rank > groups[0].b.shape[1]:
-        raise ValueError(f"adapter_scatter: slot {slot}, rows {row_offset}..{row_offset + rank}: outside the pool")
-    known = {(entry.layer, entry.module): entry for entry in entries}
-    jobs = list[Job]()
-    for layer in range(layers):
-        module = 0
-        for index, group in enumerate(groups):
-            column = 0
-            for part, width in enumerate(group.slices):
-                entry = known.pop((layer, module), None)
-                factor_to = layer * scaling.stride(0) + slot * scaling.stride(1) + module
-                factor = _bits(entry.scaling) if entry else 0
-                to_a = layer * group.a.stride(0) + part * group.a.stride(1) + row_offset * group.a.stride(2)
-                to_b = layer * group.b.stride(0) + row_offset * group.b.stride(1) + column
-                present = entry.rank if entry else 0
-                source_a = _elements(entry.offset_a, itemsize) if entry else 0
-                source_b = _elements(entry.offset_b, itemsize) if entry else 0
-                if present > rank:
-                    raise ValueError(f"adapter_scatter: a module of rank {present} in {rank} rows")
-                in_features = group.a.shape[3]
-                jobs += [
-                    Job(2 * index, source_a, present, rank, in_features, to_a, group.a.stride(2), factor_to, factor),
-                    Job(2 * index + 1, source_b, present, rank, width, to_b, group.b.stride(1), -1, 0),
-                ]
-                column += width
-                module += 1
-    if known:
-        raise ValueError(f"adapter_scatter: layer and module {sorted(known)[0]} are not in the pool")
-    return np.array(jobs, np.int64).T.copy()
+    """`ScatterPlan.table` for one adapter."""
+    return ScatterPlan(groups, scaling).table(entries, itemsize, slot, row_offset, rank)
 
 
 def adapter_scatter_reference(
@@ -205,20 +234,6 @@ def _alignment(groups: Sequence[PoolGroup]) -> int:
     widths = [width for group in groups for width in (group.a.shape[3], *group.slices)]
     strides = [stride for group in groups for pool in (group.a, group.b) for stride in pool.stride()[:-1]]
     return _ALIGNMENT if all(number % _ALIGNMENT == 0 for number in (*widths, *strides)) else 1
-
-
-def _bits(factor: float) -> int:
-    try:
-        bits: int = struct.unpack("<i", struct.pack("<f", factor))[0]
-    except OverflowError as error:
-        raise ValueError(f"adapter_scatter: a factor of {factor} is not finite in fp32") from error
-    return bits
-
-
-def _elements(offset: int, itemsize: int) -> int:
-    if offset % itemsize:
-        raise ValueError(f"adapter_scatter: a matrix at byte {offset} of {itemsize}-byte elements")
-    return offset // itemsize
 
 
 def _check(

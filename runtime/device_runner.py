@@ -122,7 +122,7 @@ class DeviceRunner:
             rotations = Rotations(config.kinds, geometry.head_dim, longest, self.device)
             self._model = DeviceDecoder(self._decoder, self._pool, rotations)
             table_blocks = cdiv(longest, sizes.block_tokens)
-            self._writer = StepWriter(self._pool, sizes.block_tokens, table_blocks, self._buckets)
+            self._writer = StepWriter(self._pool, sizes.block_tokens, num_blocks, table_blocks, self._buckets)
             self._copies = AdapterCopies(self._pool, self.queues, slab_bytes=sizes.slab_bytes, start=start)
             self._make_buffers(config.vocab_size, torch_dtype)
             if self.device.type == "cuda":

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kernels.adapter_scatter import JOB_WORDS, Job, ScatterEntry, adapter_scatter, num_jobs, scatter_table
+from kernels.adapter_scatter import JOB_WORDS, Job, ScatterEntry, ScatterPlan, adapter_scatter, num_jobs
 from runtime.errors import AdapterInvalid, RunnerMisused
 from runtime.layers.adapter_pool import TORCH_DTYPES, AdapterPool
 from runtime.memory_plan import STAGING_BYTES, staging_bytes
@@ -95,6 +95,7 @@ class AdapterCopies:
         self._slab_bytes = staging_bytes(pool.geometry, pool.num_rows, slab_bytes)
         self._staging = torch.empty(self._slab_bytes, dtype=torch.uint8, device=device)
         self._slabs = [Turn(host_tensor((self._slab_bytes,), torch.uint8, device)) for _ in range(NUM_SLABS)]
+        self._plan = ScatterPlan(self._groups, pool.scaling)
         table = (JOB_WORDS, num_jobs(self._groups))
         self._table = torch.zeros(table, dtype=torch.int64, device=device)
         self._tables = deque(Turn(host_tensor(table, torch.int64, device)) for _ in range(_NUM_TABLES))
@@ -128,9 +129,7 @@ class AdapterCopies:
         ]
         dtype = TORCH_DTYPES[packed.header.dtype]
         try:
-            table = scatter_table(
-                self._groups, self._pool.scaling, entries, dtype.itemsize, slot, rows.offset, rows.rank
-            )
+            table = self._plan.table(entries, dtype.itemsize, slot, rows.offset, rows.rank)
         except ValueError as error:  # a factor that is none, or places that do not fit
             self._pool.release(slot)
             raise AdapterInvalid(str(error)) from error

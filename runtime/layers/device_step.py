@@ -29,6 +29,7 @@ from runtime.layers.step_layout import StepLayout, StepSizes
 
 # Kernels are compiled for strides that are multiples of 16 and for others: room for tiles always is one.
 _TILE_ROOM: Final = 16
+_NO_TABLE: Final = (-1, np.empty(0, np.int32))
 # h of the shrink is this wide, or wider where an adapter's rank asks for it: it is a constant of the kernels.
 LEAST_RANK_WIDTH: Final = 64
 
@@ -73,6 +74,14 @@ class _Lora(NamedTuple):
     rank_width: int
 
 
+class _Decode(NamedTuple):
+    token: int
+    token_id: int
+    source: int
+    position: int
+    place: int
+
+
 class HostStep(NamedTuple):
     """A step written by the host: `buffer` holds `layout`. shape: of a decode step, else None."""
 
@@ -82,14 +91,24 @@ class HostStep(NamedTuple):
 
 
 class StepWriter:
-    """Knows the pool, the block size and the buckets; keeps nothing between steps.
+    """Knows the pool, the block size and the buckets. Of the last step it keeps the block tables as arrays, and where
+    each row ended: tables only grow while a sequence runs, and are long.
 
     row_buckets: numbers of rows that decode steps are rounded up to, rising. table_blocks: width of block tables.
     most_bytes: of a decode step.
     """
 
-    def __init__(self, pool: AdapterPool, block_tokens: int, table_blocks: int, row_buckets: Sequence[int]) -> None:
+    def __init__(
+        self,
+        pool: AdapterPool,
+        block_tokens: int,
+        num_blocks: int,
+        table_blocks: int,
+        row_buckets: Sequence[int],
+    ) -> None:
         self._pool, self._block_tokens, self._table_blocks = pool, block_tokens, table_blocks
+        self._num_blocks = num_blocks
+        self._tables: dict[int, tuple[int, npt.NDArray[np.int32]]] = {}
         self._row_buckets = tuple(row_buckets)
         self._layouts: dict[StepSizes, StepLayout] = {}
         most = self._row_buckets[-1]
@@ -119,28 +138,24 @@ class StepWriter:
         arrays, size = step.layout.arrays(buffer), self._block_tokens
         if step.shape is not None:
             _pad(arrays, len(rows))
-        token = decode = chunk = sample = 0
-        counts, contexts = list[int](), list[int]()
-        for row in rows:
+        tables = self._tables_of(rows)
+        token = chunk = 0
+        decodes, sampled, counts, contexts = list[_Decode](), list[tuple[int, Row]](), list[int](), list[int]()
+        for row, table in zip(rows, tables, strict=True):
             count, end = len(row.token_ids), row.start + len(row.token_ids)
-            table = np.array(row.block_table[: cdiv(end, size)], np.int32)
-            span = slice(token, token + count)
-            arrays["ids"][span] = row.token_ids
-            arrays["sources"][span] = -1
+            source = -1
             if row.token_ids[-1] == PENDING:
                 if row.sequence_id not in drawn:
                     raise RunnerMisused(f"sequence {row.sequence_id}: no token of the last step is its next")
-                arrays["sources"][token + count - 1] = drawn[row.sequence_id]
+                source = drawn[row.sequence_id]
             if count == 1:
-                arrays["positions"][token] = row.start
-                arrays["places"][token] = int(table[-1]) * size + row.start % size
-                arrays["contexts"][decode] = end
-                arrays["tables"][decode, : len(table)] = table
-                if step.shape is None:
-                    arrays["rows"][decode] = token
-                decode += 1
+                place = int(table[row.start // size]) * size + row.start % size
+                arrays["tables"][len(decodes), : len(table)] = table
+                decodes.append(_Decode(token, row.token_ids[0], source, row.start, place))
             else:
-                positions = np.arange(row.start, end, dtype=np.int64)
+                span, positions = slice(token, token + count), np.arange(row.start, end, dtype=np.int64)
+                arrays["ids"][span] = row.token_ids
+                arrays["sources"][span] = -1
                 arrays["positions"][span] = positions
                 arrays["places"][span] = table[positions // size].astype(np.int64) * size + positions % size
                 arrays["chunk_starts"][chunk] = token
@@ -150,10 +165,18 @@ class StepWriter:
                 chunk += 1
             token += count
             if row.samples:
-                if step.shape is None:
-                    arrays["sampled"][sample] = token - 1
-                _write_sampling(arrays, sample, row)
-                sample += 1
+                sampled.append((token - 1, row))
+        if decodes:
+            at, ids, sources, positions, places = (np.array(column) for column in zip(*decodes, strict=True))
+            arrays["ids"][at], arrays["sources"][at] = ids, sources
+            arrays["positions"][at], arrays["places"][at] = positions, places
+            arrays["contexts"][: len(decodes)] = positions + 1
+            if step.shape is None:
+                arrays["rows"][:] = at
+        if sampled:
+            _write_sampling(arrays, [row for _, row in sampled])
+            if step.shape is None:
+                arrays["sampled"][:] = [place for place, _ in sampled]
         if chunk:
             arrays["chunk_counts"][:] = counts
             arrays["chunk_contexts"][:] = contexts
@@ -198,6 +221,24 @@ class StepWriter:
             segments,
             0 if step.lora is None else step.lora.groups,
         )
+
+    def _tables_of(self, rows: Sequence[Row]) -> list[npt.NDArray[np.int32]]:
+        """The blocks that each row reads. Raises RunnerMisused for one that the cache does not have."""
+        before, self._tables = self._tables, {}
+        tables = []
+        for row in rows:
+            blocks = cdiv(row.start + len(row.token_ids), self._block_tokens)
+            end, known = before.get(row.sequence_id, _NO_TABLE)
+            # A sequence that lost its blocks and starts over does not go on where it was.
+            kept = min(len(known), blocks) if end == row.start else 0
+            if kept < blocks:
+                new = np.array(row.block_table[kept:blocks], np.int32)
+                if new.min() < 0 or new.max() >= self._num_blocks:
+                    raise RunnerMisused(f"sequence {row.sequence_id}: a block outside the cache")
+                known = np.concatenate((known[:kept], new))
+            self._tables[row.sequence_id] = row.start + len(row.token_ids), known
+            tables.append(known[:blocks])
+        return tables
 
     def _bucket(self, rows: Sequence[Row]) -> int | None:
         """Of a decode step; None for a mixed one, and for one of more rows than the largest bucket."""
@@ -255,11 +296,12 @@ def _pad(arrays: Mapping[str, npt.NDArray[Any]], first: int) -> None:
         arrays[name][first:] = 0
 
 
-def _write_sampling(arrays: Mapping[str, npt.NDArray[Any]], sample: int, row: Row) -> None:
-    sampling = row.sampling
-    arrays["temperature"][sample] = sampling.temperature
-    arrays["top_k"][sample] = sampling.top_k
-    arrays["top_p"][sample] = sampling.top_p
-    arrays["min_p"][sample] = sampling.min_p
-    arrays["seeds"][sample] = row.seed
-    arrays["draw_positions"][sample] = len(row.history)
+def _write_sampling(arrays: Mapping[str, npt.NDArray[Any]], rows: Sequence[Row]) -> None:
+    count = len(rows)
+    samplings = [row.sampling for row in rows]
+    arrays["temperature"][:count] = [sampling.temperature for sampling in samplings]
+    arrays["top_k"][:count] = [sampling.top_k for sampling in samplings]
+    arrays["top_p"][:count] = [sampling.top_p for sampling in samplings]
+    arrays["min_p"][:count] = [sampling.min_p for sampling in samplings]
+    arrays["seeds"][:count] = [row.seed for row in rows]
+    arrays["draw_positions"][:count] = [len(row.history) for row in rows]

@@ -18,7 +18,8 @@ class RowLimits:
     vocab_size: int
 
     def check(self, rows: Sequence[Row], *, ahead: bool = False) -> None:
-        """ahead: one token that follows a sampled one may be PENDING. Raises RunnerMisused."""
+        """ahead: one token that follows a sampled one may be PENDING, and the blocks are looked at by who copies them
+        (`device_step.py`). Raises RunnerMisused."""
         if not rows:
             raise RunnerMisused("a step without rows")
         size, last_slot = self.block_tokens, rows[0].slot
@@ -32,7 +33,7 @@ class RowLimits:
             needed = -(-end // size)
             if len(row.block_table) < needed:
                 raise RunnerMisused(f"sequence {row.sequence_id}: {len(row.block_table)} blocks, {needed} needed")
-            if min(row.block_table) < 0 or max(row.block_table) >= self.num_blocks:
+            if not ahead and (min(row.block_table) < 0 or max(row.block_table) >= self.num_blocks):
                 raise RunnerMisused(f"sequence {row.sequence_id}: a block outside the cache")
             if ahead and count == 1 and row.token_ids[0] == PENDING:
                 continue
