@@ -1,14 +1,18 @@
 """The engine one step ahead of what it knows: the same answers, the same books, whatever happens in between."""
 
+import inspect
 import logging
 import random
 from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from runtime.protocol import SamplingParams, Submit
+from tests.runtime import test_fairness, test_priorities, test_shares
 from tests.runtime.fakes import EOS, FakeRunner, answer, ref, submit, tokens_of
 from tests.runtime.fakes_ahead import AheadRunner
 from tests.runtime.rig import Rig
@@ -114,6 +118,22 @@ def test_the_same_requests_get_the_same_answers_as_without_running_ahead(seed: i
     assert ahead == plain
     assert ahead_steps <= 1.35 * plain_steps
     assert {number: said for number, (said, _) in plain.items()} == {one.sequence_id: answer(one) for one in requests}
+
+
+def _bodies(*modules: ModuleType) -> list[Callable[[], None]]:
+    """The tests of these files that take nothing."""
+    found = [member for module in modules for name, member in vars(module).items() if name.startswith("test_")]
+    return [body for body in found if callable(body) and not inspect.signature(body).parameters]
+
+
+@pytest.mark.parametrize("body", _bodies(test_fairness, test_shares, test_priorities))
+def test_turns_shares_and_priorities_are_as_without_running_ahead(
+    body: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Rig.__init__.__kwdefaults__
+    assert options is not None
+    monkeypatch.setitem(options, "make", ahead_runner)
+    body()
 
 
 def test_a_step_is_launched_before_the_last_one_is_read() -> None:
