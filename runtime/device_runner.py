@@ -55,7 +55,8 @@ logger = logging.getLogger(__name__)
 _BUFFERS: Final = 4
 _FLIGHTS: Final = 2
 _GREEDY: Final = SamplingParams(temperature=0.0)
-_WARM_CHUNK: Final = 64
+# Few LoRA tiles, and more than 64: the plan of a launch differs.
+_WARM_CHUNKS: Final = (64, 1100)
 # Stands for the processors of a GPU where there is none; any number gives the same results.
 _PROCESSORS: Final = 4
 
@@ -141,6 +142,7 @@ class DeviceRunner:
         self._drawn = torch.zeros(most, dtype=torch.int64, device=device)
         self._follow = torch.zeros(most, dtype=torch.int64, device=device)
         self._scratches: dict[int, DecodeScratch] = {}
+        self._steps = 0
         self._drawn_at: dict[int, int] = {}
         self._tokens = deque(host_tensor((most,), torch.int64, device) for _ in range(_FLIGHTS + 1))
         self._buffers = deque(Turn(host_tensor((0,), torch.uint8, device)) for _ in range(_BUFFERS))
@@ -292,6 +294,7 @@ class DeviceRunner:
 
     def _start(self, rows: Sequence[Row]) -> DeviceStep:
         """Writes the step, sends it and starts it."""
+        self._steps += 1
         step = self._writer.plan(rows)
         size = step.layout.num_bytes
         turn = self._buffers[0]
@@ -368,29 +371,25 @@ class DeviceRunner:
         """Runs a step of every kind, so that none compiles, loads or captures anything for the first time when somebody
         waits for it: base-only decode steps of all sizes are captured; kernels of the others are compiled. Returns the
         number of steps. To be called while nothing is in the cache and the pool."""
-        block, steps = self._limits.block_tokens, 0
-        rank = min(8, self._pool.num_rows)
+        before, block = self._steps, self._limits.block_tokens
+        longest = min(self._limits.max_positions, self._cache.num_blocks * block)
         most = min(self._buckets[-1], self._cache.num_blocks)
-        chunk = min(_WARM_CHUNK, self._limits.max_positions, self._cache.num_blocks * block)
+        slots = list(range(min(most, self._pool.max_slots, self._pool.num_rows)))
+        for slot in slots:
+            self.put_random_adapter(slot, slot, 1, seed=slot)
         for slot in (BASE_SLOT, 0):
-            if slot != BASE_SLOT:
-                self.put_random_adapter(slot, 0, rank, seed=0)
-            prompt = Row(0, [0] * chunk, 0, list(range(cdiv(chunk, block))), slot, True, _GREEDY, [0] * chunk, chunk, 0)
-            self.execute(Batch((prompt,)))
-            steps += 1
-            for rows in (bucket for bucket in self._buckets if bucket <= most):
-                # As many tiles as rows, and as few: the ends of what a plan of a launch may be.
-                for slots in {(slot,) * rows, (BASE_SLOT,) * (rows - 1) + (slot,)}:
-                    decode = [
-                        Row(index, [0], 0, [index], one, True, _GREEDY, [0], 1, 0) for index, one in enumerate(slots)
-                    ]
-                    for _ in range(2 if slot == BASE_SLOT else 1):
-                        self.execute(Batch(tuple(decode)))
-                        steps += 1
-        self.release_slot(0)
+            for tokens in sorted({min(tokens, longest) for tokens in _WARM_CHUNKS}):
+                self.execute(Batch((_warm_row(0, tokens, list(range(cdiv(tokens, block))), slot),)))
+        for rows in (bucket for bucket in self._buckets if bucket <= most):
+            base = [BASE_SLOT] * rows
+            # Tiles of one token, as many as there can be, and of sixteen.
+            for kinds in (base, base, [*base, *slots][-rows:], [0] * rows):
+                self.execute(Batch(tuple(_warm_row(row, 1, [row], slot) for row, slot in enumerate(kinds))))
+        for slot in slots:
+            self.release_slot(slot)
         self.synchronize()
         self._drawn_at = {}
-        return steps
+        return self._steps - before
 
     # Adapters.
 
@@ -422,6 +421,10 @@ class DeviceRunner:
         """See `runtime.batch.Runner`."""
         with device_errors():
             self._copies.release(slot)
+
+
+def _warm_row(number: int, tokens: int, blocks: list[int], slot: int) -> Row:
+    return Row(number, [0] * tokens, 0, blocks, slot, True, _GREEDY, [0] * tokens, tokens, 0)
 
 
 def _too_large(config: ModelConfig, sizes: DeviceSizes, dtype: torch.dtype, device: torch.device) -> str:

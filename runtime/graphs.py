@@ -7,7 +7,8 @@
 So a shape that comes once costs no capture, and a capture (some hundred launches on the host, none on the device) is
 the longest that a step is ever held up: a step has one shape. Work reads and writes fixed addresses only, reads nothing
 on the host, and leaves its results in buffers of the caller. All graphs share one pool of memory, for they never run at
-once. Beyond `max_graphs` the one that was not used for longest is dropped.
+once. Beyond `max_graphs` the one that was not used for longest is dropped. Where a capture fails everything is run
+eagerly from then on: slower, and right.
 """
 
 import gc
@@ -29,12 +30,14 @@ Capture = Callable[[Work], Work]
 
 
 class GraphReport(NamedTuple):
-    """Counts since the start; seconds of all captures and of the longest one."""
+    """Counts since the start; seconds of all captures and of the longest one. failed: 1 when there are no graphs any
+    more."""
 
     captures: int
     replays: int
     eager: int
     dropped: int
+    failed: int
     capture_s: float
     longest_s: float
 
@@ -46,24 +49,32 @@ class DecodeGraphs:
         self._capture, self._clock, self._max_graphs = capture, clock, max_graphs
         self._graphs: OrderedDict[Hashable, Work] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
-        self._captures = self._replays = self._eager = self._dropped = 0
+        self._captures = self._replays = self._eager = self._dropped = self._failed = 0
         self._capture_s = self._longest_s = 0.0
 
     @property
     def report(self) -> GraphReport:
         """What it has done so far."""
-        return GraphReport(self._captures, self._replays, self._eager, self._dropped, self._capture_s, self._longest_s)
+        return GraphReport(
+            self._captures,
+            self._replays,
+            self._eager,
+            self._dropped,
+            self._failed,
+            self._capture_s,
+            self._longest_s,
+        )
 
     def run(self, shape: Hashable, work: Work) -> None:
         """Does the work of this shape; `work` of equal shapes must be the same but for what the buffers hold."""
         replay = self._graphs.get(shape)
-        if replay is None:
-            if shape not in self._seen:
-                self._note(shape)
-                self._eager += 1
-                work()
-                return
+        if replay is None and shape in self._seen and not self._failed:
             replay = self._captured(shape, work)
+        if replay is None:
+            self._note(shape)
+            self._eager += 1
+            work()
+            return
         self._graphs.move_to_end(shape)
         self._replays += 1
         replay()
@@ -73,12 +84,20 @@ class DecodeGraphs:
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
 
-    def _captured(self, shape: Hashable, work: Work) -> Work:
+    def _captured(self, shape: Hashable, work: Work) -> Work | None:
         began = self._clock()
         if len(self._graphs) >= self._max_graphs:
             self._graphs.popitem(last=False)
             self._dropped += 1
-        replay = self._graphs[shape] = self._capture(work)
+        try:
+            replay = self._capture(work)
+        except Exception:
+            # A device that is lost says so again in the eager step.
+            logger.exception("no graph for %s can be captured: all steps are eager from now on", shape)
+            self._failed = 1
+            self._graphs.clear()
+            return None
+        self._graphs[shape] = replay
         seconds = self._clock() - began
         self._captures += 1
         self._capture_s += seconds

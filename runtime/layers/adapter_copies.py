@@ -32,6 +32,9 @@ from storage.packed import Packed
 NUM_SLABS: Final = 2
 MAX_UNDER_WAY: Final = 64
 _NUM_TABLES: Final = 4
+# One engine of the device moves all that comes from the host. A step's few numbers wait for the copy that it is at, so
+# no copy is longer than some tenths of a millisecond.
+_COPY_BYTES: Final = 4 * 1024**2
 _SOURCE, _PRESENT, _RANK, _FACTOR_TO = (Job._fields.index(name) for name in ("source", "present", "rank", "factor_to"))
 
 Start = Callable[[Callable[[], None]], Future[None]]
@@ -234,7 +237,9 @@ class AdapterCopies:
             staging = self._staging[: len(source)]
             if index == 0:
                 self._flag.zero_()
-            staging.copy_(source, non_blocking=True)
+            for first in range(0, len(source), _COPY_BYTES):
+                part = slice(first, first + _COPY_BYTES)
+                staging[part].copy_(source[part], non_blocking=True)
             self._table.copy_(table.tensor, non_blocking=True)
             if index == 0:
                 for mark in copy.held:

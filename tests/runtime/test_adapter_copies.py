@@ -116,6 +116,25 @@ def test_the_pool_holds_what_the_slice_by_slice_way_writes(
     assert (pieces > 5) == (slab_bytes == 1)
 
 
+def test_no_copy_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's own copy goes in between."""
+    lengths: list[int] = []
+    copy = torch.Tensor.copy_
+
+    def noted(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        lengths.append(source.nbytes)
+        return copy(self, source, non_blocking)
+
+    monkeypatch.setattr("runtime.layers.adapter_copies._COPY_BYTES", 1000)
+    bench, file = Bench(instant=True, slab_bytes=1 << 20), packed(8)
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    bench.way.begin(0, 0, file)
+    monkeypatch.undo()
+    table = bench.way._table.nbytes
+    assert sum(lengths) == file.header.payload_bytes + table + 4
+    assert max(length for length in lengths if length != table) == 1000
+
+
 def test_a_slot_is_ready_when_the_queue_has_come_to_its_mark_and_steps_wait_for_it_once() -> None:
     bench = Bench(slab_bytes=1 << 20)
     bench.way.begin(2, 4, packed(5))

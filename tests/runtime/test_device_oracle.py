@@ -264,11 +264,11 @@ def test_a_warm_runner_captures_and_compiles_nothing_new(tmp_path: Path) -> None
     with patch.dict(CONFIGS, flat=lambda: LlamaConfig(**{**CONFIGS["llama-gqa"]().to_dict(), "num_hidden_layers": 1})):
         model = make_base("flat", tmp_path)
     runner = device_runner(tmp_path, SIZES._replace(max_rows=2))
-    with patch("runtime.device_runner._WARM_CHUNK", 8):
+    with patch("runtime.device_runner._WARM_CHUNKS", (8,)):
         steps = runner.warm_up()
     warm = runner.graphs.report
-    assert warm.captures == 2, "base-only steps of one row and of two"
-    assert steps == 2 + 2 * 2 + 3
+    assert warm.captures == 4, "one row and two, of the base and with adapters, whose two kinds are one shape here"
+    assert steps == 2 + 2 * 4
     jobs = [Job(text, num_tokens=3) for text in prompts(runner.vocab_size, (5, 2))]
     decode(runner, jobs, block_tokens=16)
     for job in jobs:

@@ -31,7 +31,7 @@ def test_eager_then_captured_then_replayed() -> None:
     for shape in ("a", "b", "a", "a", "b"):
         captures.run(shape)
     assert captures.log == ["a", "b", "capture", "replay a", "replay a", "capture", "replay b"]
-    assert captures.graphs.report == (2, 3, 2, 0, 4.0, 2.0)
+    assert captures.graphs.report == (2, 3, 2, 0, 0, 4.0, 2.0)
 
 
 def test_the_graph_that_was_not_used_for_longest_goes_and_may_come_again() -> None:
@@ -46,16 +46,19 @@ def test_the_graph_that_was_not_used_for_longest_goes_and_may_come_again() -> No
     assert captures.graphs.report.dropped == 2
 
 
-def test_a_capture_that_fails_leaves_no_graph() -> None:
+def test_where_a_capture_fails_everything_is_eager_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
     captures = Captures()
-    captures.run("a")
+    for shape in ("a", "b", "a"):
+        captures.run(shape)
 
     def broken(work: Callable[[], None]) -> Callable[[], None]:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("operation not permitted when stream is capturing")
 
     captures.graphs._capture = broken
-    with pytest.raises(RuntimeError):
-        captures.run("a")
-    captures.graphs._capture = captures.capture
-    captures.run("a")
-    assert captures.log[-1] == "replay a"
+    captures.log.clear()
+    for shape in ("b", "a", "b", "c", "c"):
+        captures.run(shape)
+    assert captures.log == ["b", "a", "b", "c", "c"]
+    report = captures.graphs.report
+    assert (report.captures, report.failed, report.eager) == (1, 1, 7)
+    assert len([record for record in caplog.records if "all steps are eager" in record.message]) == 1
