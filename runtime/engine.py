@@ -80,11 +80,15 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step brought. `progressed` is False when the next step can do nothing either, until something arrives."""
+    """What a step brought. `progressed` is False when the next step can do nothing either, until something arrives.
+
+    only_copies: nothing but copies beside the steps is under way, so that looking again at once is no use.
+    """
 
     outputs: tuple[Output, ...]
     statuses: tuple[AdapterStatus, ...]
     progressed: bool
+    only_copies: bool = False
 
 
 class _UnderWay(NamedTuple):
@@ -156,7 +160,9 @@ class Engine:
             self._refuse(owner, request, failure)
             return
         now = self._clock()
-        sequence = self._sequence(owner, request, constraint, now if arrived_at is None else arrived_at)
+        seed = self._random_seed() if request.sampling.seed is None else request.sampling.seed
+        arrived_at = now if arrived_at is None else arrived_at
+        sequence = Sequence.of(next(self._numbers), owner, request, seed & (2**63 - 1), constraint, arrived_at)
         try:
             displaced = self._scheduler.add(sequence)
         except QueueFull:
@@ -267,8 +273,8 @@ class Engine:
             self._under_way = launched
         statuses += self._news(self._clock())
         outputs, self._outputs = tuple(self._outputs), []
-        busy = plan or outputs or statuses or self._under_way or self._residency.copying
-        return StepResult(outputs, tuple(statuses), bool(busy))
+        busy, copying = bool(plan or outputs or statuses or self._under_way), self._residency.copying
+        return StepResult(outputs, tuple(statuses), busy or copying, copying and not busy and self._residency.beside)
 
     def _launch(self, runner: RunsAhead, plan: list[Scheduled]) -> _UnderWay | None:
         """Starts the plan, without the sequences that can say nothing more; None when nothing was started."""
@@ -474,23 +480,3 @@ class Engine:
             prompt_tokens=len(request.token_ids),
         )
         self._outputs.append(Output(owner, output))
-
-    def _sequence(self, owner: int, request: Submit, constraint: Constraint | None, arrived_at: float) -> Sequence:
-        seed = self._random_seed() if request.sampling.seed is None else request.sampling.seed
-        return Sequence(
-            number=next(self._numbers),
-            owner=owner,
-            sequence_id=request.sequence_id,
-            account_id=request.account_id,
-            adapter=request.adapter,
-            sampling=request.sampling,
-            seed=seed & (2**63 - 1),
-            tokens=list(request.token_ids),
-            prompt_tokens=len(request.token_ids),
-            arrived_at=arrived_at,
-            deadline=arrived_at + request.timeout_s,
-            priority=request.priority,
-            weight=request.weight,
-            state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
-            constraint=constraint,
-        )

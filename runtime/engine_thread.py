@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 Command = Callable[[Engine], None]
 MAX_COMMANDS: Final = 4096
 MAX_SLEEP_S: Final = 60.0
+# While only copies are under way: other threads need the interpreter more than this one needs to look at once.
+COPY_SLEEP_S: Final = 0.0005
 
 
 class EngineThread:
@@ -122,6 +124,13 @@ class EngineThread:
             if result.outputs or result.statuses:
                 self._on_step(result)
             self._turn_began_at = None
+            if result.only_copies:
+                self._pause()
+
+    def _pause(self) -> None:
+        with self._wake:
+            if not (self._commands or self._stopping):
+                self._wake.wait(COPY_SLEEP_S)
 
     def _take(self, busy: bool) -> deque[Command] | None:
         """What was posted; waits for it when there is nothing else to do. None when the thread shall end."""

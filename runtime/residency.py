@@ -172,6 +172,11 @@ class Residency:
         return device, self._copies.snapshot()
 
     @property
+    def beside(self) -> bool:
+        """True when the runner copies adapters beside the steps."""
+        return self._beside is not None
+
+    @property
     def copying(self) -> bool:
         """True while layers remain to be written, so that another step has work."""
         return any(adapter.state is AdapterState.COPYING for adapter in self._adapters.values())

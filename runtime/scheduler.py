@@ -325,6 +325,7 @@ class Scheduler:
 
     def _preempted(self, sequence: Sequence) -> None:
         """Back to the queue with its tokens; what is not found in the cache is computed again when its turn comes."""
+        assert not sequence.num_pending, "a step of it is under way"
         self._give_back(sequence)
         sequence.num_computed = 0
         sequence.state = State.WAITING

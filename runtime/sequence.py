@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from runtime.batch import BASE_SLOT
 from runtime.grammars.constraint import Constraint
-from runtime.protocol import AdapterRef, SamplingParams, SequenceTiming, Tier
+from runtime.protocol import AdapterRef, SamplingParams, SequenceTiming, Submit, Tier
 
 
 class State(enum.Enum):
@@ -73,6 +73,29 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.seat = self.number
+
+    @classmethod
+    def of(
+        cls, number: int, owner: int, request: Submit, seed: int, constraint: Constraint | None, arrived_at: float
+    ) -> "Sequence":
+        """The sequence of an acceptable request. seed: of 63 bits."""
+        return cls(
+            number=number,
+            owner=owner,
+            sequence_id=request.sequence_id,
+            account_id=request.account_id,
+            adapter=request.adapter,
+            sampling=request.sampling,
+            seed=seed,
+            tokens=list(request.token_ids),
+            prompt_tokens=len(request.token_ids),
+            arrived_at=arrived_at,
+            deadline=arrived_at + request.timeout_s,
+            priority=request.priority,
+            weight=request.weight,
+            state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
+            constraint=constraint,
+        )
 
     @property
     def digest(self) -> str | None:

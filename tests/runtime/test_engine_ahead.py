@@ -253,3 +253,22 @@ def test_the_models_own_end_is_noticed_one_step_late() -> None:
         rig.run()
     assert rig.tokens(1) == [1, 1]
     assert rig.last(1).finish_reason == "stop"
+
+
+def test_a_step_that_only_copies_says_so() -> None:
+    rig, runner = rig_ahead()
+    rig.submit(submit(1, adapter=ref("x"), max_tokens=3))
+    rig.step()
+    rig.load("x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "poll_adapter", lambda slot: False)
+        assert [rig.engine.step().only_copies for _ in range(3)] == [True] * 3
+        rig.submit(submit(2, max_tokens=1))
+        assert [rig.engine.step().only_copies for _ in range(4)] == [False, False, True, True]
+    rig.run()
+    assert rig.tokens(1) == answer(submit(1, adapter=ref("x"), max_tokens=3))
+    plain = Rig(copy_bytes=100)
+    plain.submit(submit(1, adapter=ref("x"), max_tokens=3))
+    plain.step()
+    plain.load("x")
+    assert not any(plain.engine.step().only_copies for _ in range(6)), "slices are written by steps, at once"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.engine import StepResult
-from runtime.engine_thread import EngineThread
+from runtime.engine_thread import COPY_SLEEP_S, EngineThread
 from runtime.errors import EngineStopped
 
 
@@ -19,6 +19,7 @@ class CountingEngine:
         self.steps = 0
         self.progress = 0
         self.next_deadline: float | None = None
+        self.only_copies = False
         self.error: BaseException | None = None
         self.stepped_twice = threading.Event()
 
@@ -29,7 +30,7 @@ class CountingEngine:
         if self.error is not None:
             raise self.error
         self.progress -= 1
-        return StepResult((), (), self.progress >= 0)
+        return StepResult((), (), self.progress >= 0, self.only_copies)
 
 
 class Rig:
@@ -134,3 +135,23 @@ def test_new_work_is_bounded_ends_are_not() -> None:
     with running(rig):
         rig.settle()
         assert done == [1, 2, 4]
+
+
+def test_copies_alone_do_not_keep_the_thread_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks again a moment later."""
+    rig, waits, looked = Rig(), list[float | None](), threading.Event()
+    rig.engine.only_copies, rig.engine.progress = True, 1_000_000
+    wait = rig.thread._wake.wait
+
+    def noted(timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        if len(waits) == 4:
+            looked.set()
+        return wait(timeout)
+
+    monkeypatch.setattr(rig.thread._wake, "wait", noted)
+    with running(rig):
+        assert looked.wait(10)
+        rig.settle()
+    assert set(waits) == {COPY_SLEEP_S}
+    assert rig.engine.steps <= len(waits) + 5
