@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from runtime.device_runner import DeviceRunner
 from runtime.engine import Engine, EngineLimits
 from runtime.grammars.compiler import GrammarCompiler
 from runtime.grammars.constraint import Prepared
@@ -47,9 +48,11 @@ def make_talker(folder: Path, tokenizer: Callable[[Path], Path] = byte_level) ->
 class Talker:
     """One engine; `say` runs it until everything has ended."""
 
-    def __init__(self, folder: Path, *, num_blocks: int = 256, **limits: Any) -> None:
+    def __init__(
+        self, folder: Path, runner: DeviceRunner | None = None, /, *, num_blocks: int = 256, **limits: Any
+    ) -> None:
         kv_bytes = num_blocks * 2 * 2 * 2 * 8 * 4 * 16
-        self.runner = TorchRunner.load(
+        self.runner = runner or TorchRunner.load(
             folder, device="cpu", dtype="float32", threads=1, kv_bytes=kv_bytes, block_tokens=16, adapter_rows=16
         )
         self.model = ModelInfo(
