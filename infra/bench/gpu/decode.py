@@ -64,6 +64,8 @@ def rows_of(setting: Setting, ours: Side, theirs: Side) -> list[Row]:
         rows.append(Row("decode.start", start["seconds"], "s", note="weights made, pools and cache allocated"))
     if graphs is not None:
         note = f"{graphs['captures']} graphs, {graphs['replays']} replays, {graphs['eager']} steps without"
+        if graphs.get("failed"):
+            note = f"A CAPTURE FAILED, all steps after it are eager (see the log); {note}"
         rows.append(
             Row("decode.capture", graphs["capture_s"], "s", note=f"{note}; longest {graphs['longest_s']:.3f} s")
         )
