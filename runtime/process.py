@@ -126,7 +126,7 @@ async def _run(config: RuntimeConfig) -> None:
     load: Callable[[], TorchRunner | DeviceRunner]
     if config.device == "cuda":
         sizes = DeviceSizes(kv_bytes, config.block_tokens, config.adapter_rows, max_slots, config.max_running)
-        load = functools.partial(_load_on_card, folder, sizes, dtype, _Progress(config.model))
+        load = functools.partial(_load_on_card, folder, sizes, config.device, dtype, _Progress(config.model))
     else:
         load = functools.partial(
             TorchRunner.load,
@@ -195,12 +195,14 @@ async def _run(config: RuntimeConfig) -> None:
             await asyncio.to_thread(shut_tracer)
 
 
-def _load_on_card(folder: Path, sizes: "DeviceSizes", dtype: str, progress: Callable[[float], None]) -> "DeviceRunner":
+def _load_on_card(
+    folder: Path, sizes: "DeviceSizes", device: str, dtype: str, progress: Callable[[float], None]
+) -> "DeviceRunner":
     """Loaded, and warm: what is compiled or captured for the first time would hold up the first requests."""
     from runtime.device_runner import DeviceRunner
 
     began = time.monotonic()
-    runner = DeviceRunner.load(folder, sizes, device="cuda", dtype=dtype, progress=progress)
+    runner = DeviceRunner.load(folder, sizes, device=device, dtype=dtype, progress=progress)
     loaded = time.monotonic()
     steps = runner.warm_up()
     seconds = time.monotonic() - loaded

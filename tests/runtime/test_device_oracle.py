@@ -1,6 +1,7 @@
 """The device's decoder gives the logits and greedy tokens of transformers and PEFT: kernels interpreted, decode steps
 replayed from recordings that stand for graphs."""
 
+import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from runtime.device_runner import DeviceRunner, row_buckets
 from runtime.errors import AdapterInvalid, ConfigInvalid, LogitsInvalid, RunnerMisused
 from runtime.layers.kv_cache import KVCache
 from runtime.models.config import ModelConfig
+from runtime.process import _load_on_card
 from runtime.protocol import SamplingParams
 from storage.geometry import MODULES
 from tests.runtime.bases import CONFIGS
@@ -276,6 +278,20 @@ def test_a_warm_runner_captures_and_compiles_nothing_new(tmp_path: Path) -> None
     assert runner.graphs.report.captures == warm.captures
     with pytest.raises(RunnerMisused, match="slot 0"):
         runner.execute(Batch((Job([1, 2], slot=0, blocks=[0]).next_row(1),)))
+
+
+def test_a_process_serves_with_a_warm_runner_and_says_how_long_it_took(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_base("llama-heads", tmp_path)
+    progress: list[float] = []
+    caplog.set_level(logging.INFO, logger="runtime.process")
+    with patch("runtime.device_runner._WARM_CHUNKS", (2,)):
+        runner = _load_on_card(tmp_path, SIZES._replace(max_rows=1), "cpu", "float32", progress.append)
+    assert progress[-1] == 1.0
+    assert runner.graphs.report.captures > 0
+    assert "steps to warm up in" in caplog.text
+    assert "captures=" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["KVCache", "AdapterPool", "load_decoder", "AdapterCopies"])
