@@ -34,7 +34,10 @@ from tests.runtime.oracle import (
 )
 
 # transformers warns of a name of its own that PEFT still uses.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.timeout(600),  # interpreted kernels: seconds of computing, which a busy machine makes minutes of
+]
 
 # Between them: grouped queries, windows, caps, norms of outputs and of heads, biases, tied and scaled embeddings, two
 # rotations, one window of a single position.

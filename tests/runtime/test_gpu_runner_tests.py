@@ -13,6 +13,10 @@ from tests.runtime.device_rig import interpreted
 from tests.runtime.recorded import record
 
 
+# Ten seconds of computing each, which a busy machine makes many of.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
