@@ -12,7 +12,6 @@ from tests.gpu import test_device_runner as trials
 from tests.runtime.device_rig import interpreted
 from tests.runtime.recorded import record
 
-
 # Ten seconds of computing each, which a busy machine makes many of.
 pytestmark = pytest.mark.timeout(600)
 
