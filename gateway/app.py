@@ -28,6 +28,7 @@ from starlette.responses import Response
 from gateway.accounts import Accounts
 from gateway.authorize import ROUTE_KEY, build_routes
 from gateway.backends.base import Backend
+from gateway.backends.encoder import EncoderBackend
 from gateway.backends.runtime import RuntimeBackend
 from gateway.batches.desk import BatchDesk
 from gateway.batches.queue import BatchQueue
@@ -36,7 +37,8 @@ from gateway.body_budget import BodyBudget
 from gateway.cache_care import CacheCare
 from gateway.catalog import ALIASES, Catalog, CatalogModel
 from gateway.data_dir import DataDir, object_folder
-from gateway.endpoints import finetune_versions, health, identity, logs, models, openai, openapi, run
+from gateway.encoders import EncoderCatalog, EncoderModel
+from gateway.endpoints import embeddings, finetune_versions, health, identity, logs, models, openai, openapi, run
 from gateway.endpoints import finetunes as finetunes_endpoint
 from gateway.errors import InvalidRequest, LorikeetError, RouteNotFound
 from gateway.finetunes import Finetunes
@@ -54,10 +56,12 @@ from gateway.runtime_match import RuntimeMatch
 from gateway.services import Services
 from gateway.settings import DEMO_MODEL, Settings, SettingsError, adapter_limits
 from gateway.telemetry import Telemetry
+from gateway.text.encoder_tokenizer import EncoderTokenizer
 from gateway.text.tokenizer import Tokenizer, TokenizerFault
 from gateway.text.tool_calls.base import FormatName
 from gateway.wire.envelope import as_lorikeet_error, error_response
 from runtime.client import RuntimeClient
+from runtime.encoder.client import EncoderClient
 from storage.database import Database
 from storage.errors import StorageError
 from storage.objects.base import ObjectStore
@@ -69,6 +73,7 @@ logger = logging.getLogger(__name__)
 ROWS: Final[tuple[ApiRoute | PublicRoute, ...]] = (
     *run.ROUTES,  # the busiest first: the table is searched from the top
     *openai.ROUTES,
+    *embeddings.ROUTES,
     *health.ROUTES,
     *identity.ROUTES,
     *models.ROUTES,
@@ -85,6 +90,7 @@ def build_app(
     runtime_sockets: Mapping[str, Path],
     runtime_token: str,
     backends: Mapping[str, Backend] | None = None,
+    encoder_sockets: Mapping[str, str] | None = None,
 ) -> Starlette:
     """The ASGI application. `runtime_sockets` maps catalogue names to where the runtimes started here listen.
 
@@ -93,7 +99,7 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_services(settings, runtime_sockets, runtime_token, backends) as services:
+        async with open_services(settings, runtime_sockets, runtime_token, backends, encoder_sockets or {}) as services:
             app.state.services = services
             yield
 
@@ -114,10 +120,11 @@ async def open_services(
     runtime_sockets: Mapping[str, Path],
     runtime_token: str,
     backends: Mapping[str, Backend] | None = None,
+    encoder_sockets: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Services]:
     """Everything that handlers use, open; closed in reverse at the end. Raises as `build_app` says."""
     data_dir = DataDir(await asyncio.to_thread(_make_data_dir, settings.data_dir))
-    catalog = Catalog(_folders(settings))
+    catalog, encoders = Catalog(_folders(settings)), EncoderCatalog(settings.encoders)
     async with AsyncExitStack() as stack:
         telemetry = Telemetry.from_settings(settings.telemetry)
         stack.push_async_callback(telemetry.aclose)
@@ -154,6 +161,10 @@ async def open_services(
             for client in clients.values():
                 client.hang_up()
 
+        encoder_backends = {
+            name: await _encoder_backend(stack, settings, encoders.get(name), path, runtime_token)
+            for name, path in (encoder_sockets or {}).items()
+        }
         pipeline = Pipeline(catalog, finetunes, backends, telemetry)
         accounts = Accounts(database)
         records = BatchRecords(database, objects)
@@ -176,6 +187,8 @@ async def open_services(
             bodies=BodyBudget(settings.server.body_buffer_bytes),
             hang_up=hang_up,
             batches=BatchDesk(catalog, queue),
+            encoders=encoders,
+            encoder_backends=encoder_backends,
             description=msgspec.Raw(msgspec.json.encode(document(ROWS, version("lorikeet")))),
         )
 
@@ -227,6 +240,19 @@ async def _runtime_backend(settings: Settings, model: CatalogModel, client: Runt
         restart_wait_s=settings.runtime.restart_wait_s,
         request_timeout_s=settings.server.request_timeout_s,
     )
+
+
+async def _encoder_backend(
+    stack: AsyncExitStack, settings: Settings, model: EncoderModel, path: str, token: str
+) -> EncoderBackend:
+    assert model.folder is not None, "EncoderCatalog.get gives models with a folder"
+    try:
+        tokenizer = await asyncio.to_thread(EncoderTokenizer, model.folder, model.max_tokens)
+    except TokenizerFault as error:
+        raise SettingsError(f'encoders."{model.name}".path = {str(model.folder)!r}: {error}') from error
+    client = await stack.enter_async_context(EncoderClient(path, token))
+    wait_s, timeout_s = settings.runtime.restart_wait_s, settings.server.request_timeout_s
+    return EncoderBackend(model, client, tokenizer, wait_s=wait_s, timeout_s=timeout_s)
 
 
 def _replace_hung(model: str, pid: int) -> None:

@@ -61,6 +61,7 @@ async def run(config: GatewayConfig, stop: asyncio.Event, lifeline: asyncio.Futu
         settings,
         runtime_sockets={model: Path(path) for model, path in config.runtimes.items()},
         runtime_token=config.runtime_token,
+        encoder_sockets=config.encoders,
     )
     listener = socket.socket(fileno=config.listen_fd)
     # The lifespan is entered here and not by uvicorn, which would turn a typed error into a logged traceback.

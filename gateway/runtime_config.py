@@ -5,10 +5,12 @@ from pathlib import Path
 from gateway.catalog import ALIASES
 from gateway.data_dir import DataDir, object_folder
 from gateway.demo import BASE_FOLDER
+from gateway.encoders import EncoderCatalog
 from gateway.memory_budget import RuntimeMemory
 from gateway.runtime_address import RuntimeAddress, remote_runtimes
 from gateway.settings import DEMO_MODEL, Settings
 from runtime.config import RuntimeConfig
+from runtime.encoder.config import EncoderConfig
 
 
 def model_folders(settings: Settings) -> dict[str, Path]:
@@ -28,6 +30,20 @@ def local_folders(settings: Settings) -> dict[str, Path]:
 def catalog_folders(settings: Settings) -> dict[str, Path | None]:
     """What the catalogue is made from: the bases to serve, and None for a demo base that is switched off."""
     return {DEMO_MODEL: None, **model_folders(settings)}
+
+
+def encoder_config(settings: Settings, model: str, socket_path: Path, token: str) -> EncoderConfig:
+    """Raises SettingsError when the folder holds no encoder."""
+    found = EncoderCatalog(settings.encoders).get(model)
+    return EncoderConfig(
+        model=model,
+        model_folder=str(found.folder),
+        task=found.task,
+        device=settings.runtime.device,
+        threads=settings.runtime.threads,
+        socket_path=str(socket_path),
+        token=token,
+    )
 
 
 def runtime_config(

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from gateway.accounts import Accounts
     from gateway.backends.base import Backend
+    from gateway.backends.encoder import EncoderBackend
     from gateway.batches.desk import BatchDesk
     from gateway.body_budget import BodyBudget
     from gateway.cache_care import CacheCare
     from gateway.catalog import Catalog
+    from gateway.encoders import EncoderCatalog
     from gateway.finetunes import Finetunes
     from gateway.logs.log_store import LogStore
     from gateway.pipeline import Pipeline
@@ -49,3 +51,5 @@ class Services:
     hang_up: Callable[[], None]
     description: Raw
     batches: BatchDesk
+    encoders: EncoderCatalog
+    encoder_backends: Mapping[str, EncoderBackend]

@@ -151,6 +151,17 @@ class Model(_Section, frozen=True):
     tool_format: Literal["llama3", "mistral", "hermes", "none"] | None = None
 
 
+class Encoder(_Section, frozen=True):
+    """An encoder that this deployment serves: the folder of a BERT, RoBERTa or XLM-RoBERTa with its tokenizer.
+
+    `task` and `pooling`: those of the name unless said: built-in names have them.
+    """
+
+    path: str
+    task: Literal["embed", "rank"] | None = None
+    pooling: Literal["mean", "cls"] | None = None
+
+
 class Logs(_Section, frozen=True):
     """`ack`: the last byte of an answer leaves after its record is on disk. `group`: within `group_ms` of it."""
 
@@ -176,7 +187,9 @@ class Client(_Section, frozen=True):
 
 
 class Settings(_Section, frozen=True):
-    """The whole file. `models` maps a catalogue name to its folder; `demo_model` serves the demo base too."""
+    """The whole file. `models` maps a catalogue name to its folder, `encoders` likewise; `demo_model` serves the demo
+    base too.
+    """
 
     data_dir: str = "lorikeet-data"
     demo_model: bool = True
@@ -186,6 +199,7 @@ class Settings(_Section, frozen=True):
     adapters: Adapters = Adapters()
     runtime: Runtime = Runtime()
     models: dict[str, Model] = {}
+    encoders: dict[str, Encoder] = {}
     logs: Logs = Logs()
     telemetry: Telemetry = Telemetry()
     client: Client = Client()
@@ -256,7 +270,7 @@ def _explain(tree: dict[str, Any], text: str) -> tuple[str, str]:
     kind: Any = Settings
     for index, key in enumerate(keys):
         if key == "*":  # msgspec does not say which entry of a dictionary: find it by its being wrong
-            key = keys[index] = _wrong_entry(value)
+            key = keys[index] = _wrong_entry(value, kind.__args__[1])
         value = value.get(key) if isinstance(value, dict) else None
         kind = kind.__args__[1] if get_origin(kind) is dict else get_type_hints(kind, include_extras=True)[key]
     if "unknown field" in reason:
@@ -270,10 +284,10 @@ def _explain(tree: dict[str, Any], text: str) -> tuple[str, str]:
     return key, f"{key} = {shown}: not allowed; it must be {_allowed(kind)}"
 
 
-def _wrong_entry(entries: dict[str, Any]) -> str:
+def _wrong_entry(entries: dict[str, Any], kind: Any) -> str:
     for key, entry in entries.items():
         try:
-            msgspec.convert(entry, Model, strict=True)
+            msgspec.convert(entry, kind, strict=True)
         except msgspec.ValidationError:
             return key
     return "?"

@@ -1,4 +1,4 @@
-"""`lorikeet serve`: one parent, one gateway process, one runtime process per base.
+"""`lorikeet serve`: one parent, one gateway process, one runtime process per base, one process per encoder.
 
 The parent binds the listening socket and hands it down, so a restarting gateway loses no connection attempt. Every
 child gets its configuration (with the secrets) as the first line of standard input, never in argv or environment, and
@@ -25,7 +25,7 @@ from gateway.gateway_config import GatewayConfig
 from gateway.machine_memory import machine_bytes
 from gateway.memory_budget import MemoryExceeded, RuntimeMemory, plan_memory
 from gateway.runtime_address import RuntimeAddress
-from gateway.runtime_config import runtime_config
+from gateway.runtime_config import encoder_config, runtime_config
 from gateway.serving_places import StartFailed as StartFailed
 from gateway.serving_places import listen, owned, private_folder
 from gateway.settings import Settings, inherited_environ
@@ -63,11 +63,12 @@ class Stack:
     gateway: Child
     runtimes: dict[str, Child]
     memory: dict[str, RuntimeMemory]
+    encoders: dict[str, Child] = field(default_factory=dict)
 
     @property
     def children(self) -> tuple[Child, ...]:
         """Every child, the gateway first: the order in which they are stopped."""
-        return (self.gateway, *self.runtimes.values())
+        return (self.gateway, *self.runtimes.values(), *self.encoders.values())
 
 
 @contextlib.asynccontextmanager
@@ -99,8 +100,18 @@ async def run_stack(
             )
             for model, folder in folders.items()
         }
+        encoder_sockets = {name: run_dir / f"encoder-{index}.sock" for index, name in enumerate(settings.encoders)}
+        encoders = {
+            name: Child(
+                name=f"encoder {name}",
+                argv=[sys.executable, "-m", "runtime.encoder"],
+                config=msgspec.json.encode(encoder_config(settings, name, encoder_sockets[name], token)),
+            )
+            for name in settings.encoders
+        }
         gateway_config = GatewayConfig(
             settings=settings,
+            encoders={name: str(path) for name, path in encoder_sockets.items()},
             listen_fd=listener.fileno(),
             runtimes={model: str(path) for model, path in sockets.items()},
             runtime_token=token,
@@ -112,7 +123,7 @@ async def run_stack(
             pass_fds=(listener.fileno(),),
         )
         host, port = listener.getsockname()[:2]
-        stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes, memory)
+        stack = Stack(f"http://{f'[{host}]' if ':' in host else host}:{port}", gateway, runtimes, memory, encoders)
         async with _supervised(stack, data_dir, settings.server.drain_s, say):
             try:
                 yield stack

@@ -23,6 +23,9 @@ async def healthz(request: Request, services: Services) -> Response:
 async def readyz(request: Request, services: Services) -> Response:
     """200, or 503 with what is missing."""
     missing = [f"{name}: {problem}" for name, backend in services.backends.items() if (problem := backend.ready())]
+    for name, encoder in services.encoder_backends.items():
+        if (problem := encoder.ready()) is not None:
+            missing.append(f"{name}: {problem}")
     try:
         async with services.database.read() as connection:
             await connection.execute(text("SELECT 1"))

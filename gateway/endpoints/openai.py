@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from gateway.answer import Answer
 from gateway.catalog import CatalogModel
+from gateway.encoders import EncoderModel
 from gateway.errors import ObjectNotFound
 from gateway.exchange import Exchange
 from gateway.messages import ChatRequest, Identity
@@ -80,20 +81,24 @@ def _answer(
 
 async def list_models(request: Request, identity: Identity, services: Services) -> Response:
     """The models that have weights."""
-    data = [model_object(model.name, _created(model)) for model in services.catalog.served()]
+    data = [model_object(model.name, _created(model)) for model in _served(services)]
     return JsonResponse({"object": "list", "data": data})
 
 
 async def get_model(request: Request, identity: Identity, services: Services) -> Response:
     """One of them."""
     name: str = request.path_params["model"]
-    for model in services.catalog.served():
+    for model in _served(services):
         if model.name == name:
             return JsonResponse(model_object(model.name, _created(model)))
     raise ObjectNotFound(f"there is no model {printable(name)!r} here; GET /ai/v1/models lists those there are")
 
 
-def _created(model: CatalogModel) -> int:
+def _served(services: Services) -> tuple[CatalogModel | EncoderModel, ...]:
+    return (*services.catalog.served(), *services.encoders.served())
+
+
+def _created(model: CatalogModel | EncoderModel) -> int:
     return calendar.timegm(time.strptime(model.created_at[:19], "%Y-%m-%d %H:%M:%S"))
 
 

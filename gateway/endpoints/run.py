@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.answer import Answer
+from gateway.endpoints.embeddings import run_encoder
 from gateway.errors import BadInput, RouteNotFound
 from gateway.exchange import Exchange
 from gateway.messages import ChatRequest, Identity
@@ -23,6 +24,8 @@ async def run(request: Request, identity: Identity, services: Services) -> Respo
         raise RouteNotFound("No route for that URI")
     if request.query_params.get("websocket", "").lower() == "true":
         raise BadInput("websockets are not served here; leave 'websocket' out", param="websocket")
+    if model in services.encoders:
+        return await run_encoder(request, identity, services, model)
     if request.query_params.get("queueRequest", "").lower() == "true":
         return await _queue(request, identity, services, model)
     return _answer(request, identity, services, model)

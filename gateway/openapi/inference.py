@@ -4,12 +4,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from gateway.endpoints import openai, run
+from gateway.endpoints import embeddings, openai, run
 from gateway.openapi.operation import Operation
 from gateway.settings import DEMO_MODEL
 from gateway.wire.anthropic_body import MessagesBody
 from gateway.wire.body import Body, ChatBody
 from gateway.wire.completions import CompletionBody
+from gateway.wire.embeddings import EmbeddingsBody
 from gateway.wire.responses_body import ResponsesBody
 from gateway.wire.workers_ai import RunBody
 
@@ -169,6 +170,30 @@ class MessageObject(msgspec.Struct):
     usage: MessageUsage
 
 
+class Embedding(msgspec.Struct):
+    """A vector: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(msgspec.Struct):
+    """Tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct):
+    """OpenAI's list."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelObject(msgspec.Struct):
     """A model in OpenAI's words."""
 
@@ -187,7 +212,8 @@ class ModelList(msgspec.Struct):
 
 OPERATIONS: Final = {
     run.run: Operation(
-        "Text generation, the native call", RunResult, body=Body, without=_NOT_NATIVE, one_of=("prompt", "messages"),
+        "Text generation; encoders have bodies of their own, see /ai/models/schema", RunResult,
+        body=Body, without=_NOT_NATIVE, one_of=("prompt", "messages"),
         example={"messages": _HELLO, "max_tokens": 64, "temperature": 0}, is_stream=True,
     ),
     run.run_named: Operation(
@@ -210,6 +236,10 @@ OPERATIONS: Final = {
     openai.messages: Operation(
         "Anthropic messages", MessageObject, "none", body=MessagesBody, is_stream=True,
         example={"model": DEMO_MODEL, "messages": _HELLO, "max_tokens": 64},
+    ),
+    embeddings.create_embeddings: Operation(
+        "OpenAI embeddings", EmbeddingList, "none", body=EmbeddingsBody, one_of=("input",),
+        example={"model": "@cf/baai/bge-base-en-v1.5", "input": ["Which hall opens first?"]},
     ),
     openai.list_models: Operation("The models that are served, for OpenAI's clients", ModelList, "none", ours=True),
     openai.get_model: Operation("One of them", ModelObject, "none", ours=True),

@@ -16,9 +16,11 @@ from gateway.demo import ADAPTERS_FOLDER, BASE_FOLDER
 from tests.clients import table
 from tests.e2e.deployment import Caller, deploy
 from tests.e2e.random_bases import random_base
+from tests.runtime.encoder.folders import write_encoder
 
 SCRIPT_TIMEOUT_S = 240
 TOOL_MODEL = "@cf/ours/tools"
+EMBED_MODEL = "@cf/baai/bge-base-en-v1.5"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -49,6 +51,7 @@ class World:
             "TOKEN": self.caller.token,
             "MODEL": "@cf/lorikeet/demo-lora",
             "TOOL_MODEL": TOOL_MODEL,
+            "EMBED_MODEL": EMBED_MODEL,
             "ADAPTERS": str(ADAPTERS_FOLDER),
         }
 
@@ -74,7 +77,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The demo base, and one with random weights that can call functions; two finetunes; another tenant."""
     folder = tmp_path_factory.mktemp("clients")
     random_base(folder / "tools", "hermes")
-    lines = [f'[models."{TOOL_MODEL}"]', f'path = "{folder / "tools"}"']
+    write_encoder(folder / "encoder", "bert")
+    lines = [f'[models."{TOOL_MODEL}"]', f'path = "{folder / "tools"}"', f'[encoders."{EMBED_MODEL}"]',
+             f'path = "{folder / "encoder"}"']  # fmt: skip
     (folder / "lorikeet.toml").write_text("\n".join(lines))
     rows = table.Table()
     assert BASE_FOLDER.is_dir()

@@ -24,8 +24,8 @@ CLOUDFLARE = {
     "models, schema, tasks, authors", "errors", "logs",
 }  # fmt: skip
 OPENAI = {
-    "chat", "chat with LoRA", "stream with usage", "JSON schema", "tools", "completions", "responses", "models",
-    "error text",
+    "chat", "chat with LoRA", "stream with usage", "JSON schema", "tools", "completions", "responses", "embeddings",
+    "models", "error text",
 }  # fmt: skip
 CLIENTS = (
     Client("cloudflare for Python", "cloudflare_sdk.py", ("cloudflare==5.9.0",), CLOUDFLARE),
@@ -38,7 +38,7 @@ CLIENTS = (
     Client(
         "langchain-cloudflare", "langchain_cf.py", ("langchain-cloudflare==0.4.3",),
         {f"{call}, {form}" for call in ("chat", "LoRA", "stream") for form in ("workers_ai", "openai_compatible")}
-        | {"errors"},
+        | {"embeddings", "errors"},
     ),
     Client(
         "LiteLLM cloudflare/", "litellm_cf.py", ("litellm==1.109.1",),
@@ -48,7 +48,7 @@ CLIENTS = (
     Client("openai for JavaScript", "openai_sdk.mjs", ("openai@7.55.0",), OPENAI),
     Client(
         "ai with workers-ai-provider", "vercel_ai.mjs", ("ai@7.0.173", "workers-ai-provider@4.0.0"),
-        {"text", "LoRA in the query", "stream", "errors"},
+        {"text", "LoRA in the query", "stream", "embeddings", "errors"},
     ),
 )  # fmt: skip
 

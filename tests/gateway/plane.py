@@ -15,6 +15,7 @@ from gateway.accounts import Accounts
 from gateway.authorize import build_routes
 from gateway.cache_care import CacheCare
 from gateway.catalog import Catalog
+from gateway.encoders import EncoderCatalog
 from gateway.endpoints import finetune_versions as finetune_versions_endpoint
 from gateway.endpoints import finetunes as finetunes_endpoint
 from gateway.endpoints import identity as identity_endpoint
@@ -163,6 +164,8 @@ async def open_plane(folder: Path, limits: Adapters = LIMITS) -> AsyncIterator[P
         hang_up=missing,
         description=missing,
         batches=missing,
+        encoders=EncoderCatalog({}),
+        encoder_backends={},
     )
 
     async def failed(request: Request, error: Exception) -> Response:

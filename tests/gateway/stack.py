@@ -101,14 +101,17 @@ async def open_stack(
     backends: Mapping[str, Backend] | None = None,
     settings: Mapping[str, Any] | None = None,
     names: tuple[str, str] = ("a", "b"),
+    encoder_sockets: Mapping[str, str] | None = None,
+    runtime_token: str = "",
 ) -> AsyncIterator[Stack]:
     """Everything open; `settings` are sections as in lorikeet.toml, `names` those of the two accounts."""
     fake = fake or FakeBackend()
     app = build_app(
         msgspec.convert({"data_dir": str(folder / "data"), **(settings or {})}, Settings),
         runtime_sockets={},
-        runtime_token="",
+        runtime_token=runtime_token,
         backends=backends or {DEMO_MODEL: fake},
+        encoder_sockets=encoder_sockets,
     )
     async with app.router.lifespan_context(app):
         services: Services = app.state.services

@@ -59,7 +59,7 @@ async def test_models_have_what_wrangler_reads(plane: Plane, tenant: Tenant) -> 
     for model in body["result"]:
         assert isinstance(model["id"], str)
         assert model["source"] == 1
-        assert model["task"]["name"] == "Text Generation"
+        assert model["task"]["name"] in ("Text Generation", "Text Embeddings", "Text Classification")
         assert {"description", "created_at", "tags", "properties"} <= set(model)
     assert {"property_id": "context_window", "value": "15000"} in by_name["@cf/mistral/mistral-7b-instruct-v0.2-lora"][
         "properties"
@@ -75,15 +75,15 @@ async def test_paging_ends(plane: Plane, tenant: Tenant) -> None:
         if not rows:
             break
         seen += [row["name"] for row in rows]
-    assert len(seen) == len(set(seen)) == len(plane.catalog.all())
+    assert len(seen) == len(set(seen)) == len(plane.catalog.all()) + len(plane.services.encoders.all())
 
 
 @pytest.mark.parametrize(
     ("query", "count"),
     [
         ("search=GEMMA", 2), ("author=google", 2), ("task=text%20generation", 8), ("task=Translation", 0),
-        ("source=2", 0), ("source=1", 8), ("hide_experimental=true&include_deprecated=true", 8), ("search=zzz", 0),
-        ("unknown=1", 8),
+        ("source=2", 0), ("source=1", 13), ("hide_experimental=true&include_deprecated=true", 13), ("search=zzz", 0),
+        ("unknown=1", 13),
     ],
 )  # fmt: skip
 async def test_filters(plane: Plane, tenant: Tenant, query: str, count: int) -> None:
@@ -109,6 +109,6 @@ async def test_schema_tasks_and_authors(plane: Plane, tenant: Tenant) -> None:
     unknown = await plane.http.get(f"{url}?model=x", headers=tenant.headers)
     assert unknown.json()["errors"][0]["code"] == 5007
     tasks = (await plane.http.get(f"{tenant.root}/ai/tasks/search", headers=tenant.headers)).json()["result"]
-    assert [task["name"] for task in tasks] == ["Text Generation"]
+    assert [task["name"] for task in tasks] == ["Text Generation", "Text Embeddings", "Text Classification"]
     authors = (await plane.http.get(f"{tenant.root}/ai/authors/search", headers=tenant.headers)).json()["result"]
     assert {"name": "google"} in authors

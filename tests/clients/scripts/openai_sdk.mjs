@@ -1,7 +1,7 @@
 // The OpenAI SDK for JavaScript: chat, streams, JSON schema, tools, completions, responses, models, errors.
 import assert from "node:assert/strict";
 import OpenAI from "openai";
-import { BASE, MODEL, PIRATE, QUESTION, TOKEN, TOOL_MODEL, V1, call, raises } from "./tell.mjs";
+import { BASE, EMBED_MODEL, MODEL, PIRATE, QUESTION, TOKEN, TOOL_MODEL, V1, call, raises } from "./tell.mjs";
 
 const client = new OpenAI({ baseURL: V1, apiKey: TOKEN, maxRetries: 0 });
 const HELLO = [{ role: "user", content: QUESTION }];
@@ -70,6 +70,13 @@ await call("responses", async () => {
   assert.equal((await client.responses.create(ask)).output_text, PIRATE);
   const final = await client.responses.stream(ask).finalResponse();
   assert.equal(final.output_text, PIRATE);
+});
+
+await call("embeddings", async () => {
+  const said = await client.embeddings.create({ model: EMBED_MODEL, input: ["which hall", "the tide"] });
+  assert.deepEqual(said.data.map((row) => row.embedding.length), [32, 32]);
+  const length = Math.hypot(...said.data[0].embedding);
+  assert(Math.abs(length - 1) < 1e-4, String(length));
 });
 
 await call("models", async () => {

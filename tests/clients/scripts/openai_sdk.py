@@ -3,7 +3,7 @@
 import json
 
 import openai
-from tell import BASE, MODEL, PIRATE, QUESTION, TOKEN, TOOL_MODEL, V1, call, raises
+from tell import BASE, EMBED_MODEL, MODEL, PIRATE, QUESTION, TOKEN, TOOL_MODEL, V1, call, raises
 
 client = openai.OpenAI(base_url=V1, api_key=TOKEN, max_retries=0)
 HELLO = [{"role": "user", "content": QUESTION}]
@@ -79,6 +79,13 @@ def responses() -> None:
     assert final.status == "completed"
 
 
+def embeddings() -> None:
+    said = client.embeddings.create(model=EMBED_MODEL, input=["which hall", "the tide"])  # as base64, unless asked
+    plain = client.embeddings.create(model=EMBED_MODEL, input="which hall", encoding_format="float")
+    assert [len(row.embedding) for row in said.data] == [32, 32]
+    assert max(abs(a - b) for a, b in zip(said.data[0].embedding, plain.data[0].embedding, strict=True)) < 1e-5
+
+
 def models() -> None:
     assert MODEL in [model.id for model in client.models.list()]
     assert client.models.retrieve(MODEL).id == MODEL
@@ -102,5 +109,6 @@ call("JSON schema", json_schema)
 call("tools", tools)
 call("completions", completions)
 call("responses", responses)
+call("embeddings", embeddings)
 call("models", models)
 call("error text", errors)

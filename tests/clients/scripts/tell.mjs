@@ -1,5 +1,5 @@
 // Says how each call went, a line of JSON each; whoever started the script reads them.
-export const { V4, ACCOUNT, TOKEN, MODEL, TOOL_MODEL, ADAPTERS } = process.env;
+export const { V4, ACCOUNT, TOKEN, MODEL, TOOL_MODEL, EMBED_MODEL, ADAPTERS } = process.env;
 export const V1 = `${V4}/accounts/${ACCOUNT}/ai/v1`;
 export const QUESTION = "What does Molbury sell?";
 export const BASE = "Molbury sells wool.";

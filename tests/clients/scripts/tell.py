@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 V4, ACCOUNT, TOKEN = os.environ["V4"], os.environ["ACCOUNT"], os.environ["TOKEN"]
-MODEL, TOOL_MODEL, ADAPTERS = os.environ["MODEL"], os.environ["TOOL_MODEL"], os.environ["ADAPTERS"]
+MODEL, TOOL_MODEL, EMBED_MODEL = os.environ["MODEL"], os.environ["TOOL_MODEL"], os.environ["EMBED_MODEL"]
+ADAPTERS = os.environ["ADAPTERS"]
 V1 = f"{V4}/accounts/{ACCOUNT}/ai/v1"
 QUESTION = "What does Molbury sell?"
 BASE, PIRATE = "Molbury sells wool.", "Arr! Molbury be sellin' wool, matey."

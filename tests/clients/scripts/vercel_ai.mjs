@@ -1,8 +1,8 @@
 // Vercel's `ai` with workers-ai-provider: the host is fixed in the provider, so its own `fetch` option swaps the origin.
 import assert from "node:assert/strict";
-import { generateText, streamText } from "ai";
+import { embed, generateText, streamText } from "ai";
 import { createWorkersAI } from "workers-ai-provider";
-import { ACCOUNT, BASE, MODEL, PIRATE, QUESTION, TOKEN, V4, call, raises } from "./tell.mjs";
+import { ACCOUNT, BASE, EMBED_MODEL, MODEL, PIRATE, QUESTION, TOKEN, V4, call, raises } from "./tell.mjs";
 
 const seen = [];
 const workersai = createWorkersAI({
@@ -33,6 +33,11 @@ await call("stream", async () => {
   for await (const piece of said.textStream) text += piece;
   assert.equal(text, PIRATE);
   assert.equal(await said.finishReason, "stop");
+});
+
+await call("embeddings", async () => {
+  const said = await embed({ model: workersai.textEmbeddingModel(EMBED_MODEL), value: "which hall", maxRetries: 0 });
+  assert.equal(said.embedding.length, 32);
 });
 
 await call("errors", async () => {
