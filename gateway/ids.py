@@ -43,7 +43,8 @@ class Uuid7:
         milliseconds, low = now >> _RANDOM_BITS, now & ((1 << _RANDOM_BITS) - 1)
         high, tail = low >> _FIRST_BITS, low & ((1 << _FIRST_BITS) - 1)
         value = (milliseconds & (1 << 48) - 1) << 80 | 7 << 76 | high << 64 | 2 << 62 | tail
-        return str(uuid.UUID(int=value))
+        digits = f"{value:032x}"  # uuid.UUID says the same in three times the time
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 uuid7: Final = Uuid7()

@@ -50,4 +50,6 @@ def likeness(name: str) -> str:
 def printable(text: str, max_chars: int = MAX_NAME_CHARS) -> str:
     """A caller's word, safe to repeat in a message: cut, and without invisible characters."""
     shown = text if len(text) <= max_chars else text[:max_chars] + "…"
+    if shown.isascii() and shown.isprintable():  # nearly always, and several times a request
+        return shown
     return "".join("�" if unicodedata.category(c) in _REFUSED_CATEGORIES else c for c in shown)

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import uvicorn
@@ -33,6 +34,10 @@ from gateway.settings import SettingsError
 from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
+
+
+# A request makes some thousand objects and hardly any cycle: at Python's own 700 the collector takes 4 % of the time.
+GC_THRESHOLD: Final = (20_000, 20, 20)
 
 
 class _Server(uvicorn.Server):
@@ -77,6 +82,7 @@ async def run(config: GatewayConfig, stop: asyncio.Event, lifeline: asyncio.Futu
                 # What is open now stays: without this a full collection stops the loop for some 100 ms under load.
                 gc.collect()
                 gc.freeze()
+                gc.set_threshold(*GC_THRESHOLD)
                 with contextlib.suppress(BrokenPipeError):  # the parent is gone; the lifeline says so too
                     print("ready", flush=True)
                 await stop.wait()
@@ -97,6 +103,7 @@ def _server(app: ASGIApp, drain_s: float) -> _Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here asks where a caller is, and headers that say so can be made up
             lifespan="off",
             timeout_keep_alive=30,
             timeout_graceful_shutdown=int(drain_s) + 1,

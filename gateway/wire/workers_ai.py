@@ -74,7 +74,7 @@ class WorkersAIReply:
 
         Here they have an index too: Cloudflare's own client takes calls without one for pieces of one call.
         """
-        said = sse.event({"response": chunk.text}) if chunk.text else b""
+        said = b'data: {"response":%b}\n\n' % _encode(chunk.text) if chunk.text else b""
         if chunk.tool_calls:
             calls = [{"index": call.index, **_call(call)} for call in chunk.tool_calls]
             said += sse.event({"response": "", "tool_calls": calls})

@@ -123,3 +123,15 @@ def test_the_role_is_said_even_when_nothing_else_is() -> None:
     chunk, done = [part[6:] for part in reply.ending(Chunk("", "stop"), Usage(1, 0)).split(b"\n\n") if part]
     assert done == b"[DONE]"
     assert json.loads(chunk)["choices"][0]["delta"]["role"] == "assistant"
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=4), st.integers(0, 7), st.text(max_size=20))
+def test_a_plain_piece_is_what_the_encoder_would_have_said(texts: list[str], index: int, model: str) -> None:
+    """Later pieces are put together from parts; the first one is encoded as a whole."""
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    reply = openai.OpenAIReply("id", 1)
+    reply.describe(ChatRequest("openai", model.encode("utf-8", "replace").decode()))
+    first, *rest = [json.loads(reply.piece(Chunk(text, index=index))[6:]) for text in texts]
+    assert first["choices"][0]["delta"].pop("role") == "assistant"
+    for event, text in zip([first, *rest], texts, strict=True):
+        assert event == {**first, "choices": [{**first["choices"][0], "delta": {"content": text}}]}
