@@ -17,9 +17,9 @@ from gateway.catalog import Catalog
 from gateway.errors import InvalidRequest, RequestTooLarge
 from gateway.messages import Identity
 from gateway.wire import chat_body, workers_ai
+from gateway.wire.body import MAX_BATCH
 
 MAX_BYTES: Final = 10 * 1000**2
-MAX_REQUESTS: Final = 10_000
 MAX_REFERENCE_CHARS: Final = 512
 _KEPT_HEADERS: Final = frozenset({
     "cf-aig-metadata", "cf-aig-collect-log", "cf-aig-collect-log-payload", "cf-aig-gateway-id", "user-agent",
@@ -71,8 +71,8 @@ def _checked(raw: bytes, model: str, headers: list[tuple[str, str]]) -> Accepted
         requests = _requests.decode(raw)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         requests = None
-    if not requests or len(requests) > MAX_REQUESTS:
-        chat_body.bad(f"'requests' must be a list of 1 to {MAX_REQUESTS} inputs", "requests")
+    if not requests or len(requests) > MAX_BATCH:
+        chat_body.bad(f"'requests' must be a list of 1 to {MAX_BATCH} inputs", "requests")
     references = []
     for index, one in enumerate(requests):
         try:

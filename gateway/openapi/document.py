@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gateway.endpoints import openapi
 from gateway.openapi import control, finetune_calls, inference, log_calls
-from gateway.openapi.operation import Operation, PageInfo, Refusal
+from gateway.openapi.operation import Form, Operation, PageInfo, Refusal
 from gateway.openapi.schema import Schema, Schemas
 from gateway.routes import ACCOUNT, ApiRoute, PublicRoute
 
@@ -109,11 +109,18 @@ def _operation(row: ApiRoute | PublicRoute, operation: Operation, schemas: Schem
             schema = {**schema, "oneOf": choices} if len(choices) > 1 else {**schema, "required": [*operation.one_of]}
             if required:
                 schema["required"] = [*required, *schema.get("required", [])]
+        if operation.other_bodies:
+            schema = {"anyOf": [schema, *(_form(form, schemas) for form in operation.other_bodies)]}
         content: dict[str, Any] = {"schema": schema}
         if operation.example is not None:
             content["example"] = operation.example
         said["requestBody"] = {"required": operation.body_required, "content": {"application/json": content}}
     return said
+
+
+def _form(form: Form, schemas: Schemas) -> Schema:
+    left_out = frozenset(form.body.__struct_encode_fields__) - form.fields
+    return {**schemas.request(form.body, without=left_out), "required": list(form.required)}
 
 
 def _parameters(row: ApiRoute | PublicRoute, operation: Operation) -> list[dict[str, Any]]:
@@ -146,6 +153,8 @@ def _responses(row: ApiRoute | PublicRoute, operation: Operation, schemas: Schem
 
 def _reply(operation: Operation, schemas: Schemas) -> Schema:
     result = schemas.reply(operation.reply)
+    if operation.other_replies:
+        result = {"anyOf": [result, *(schemas.reply(other) for other in operation.other_replies)]}
     if operation.envelope == "none":
         return result
     properties: Schema = {

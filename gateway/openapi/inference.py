@@ -5,12 +5,13 @@ from typing import Any, Final, Literal
 import msgspec
 
 from gateway.endpoints import embeddings, openai, run
-from gateway.openapi.operation import Operation
+from gateway.openapi.operation import Failure, Form, Operation, Query
 from gateway.settings import DEMO_MODEL
 from gateway.wire.anthropic_body import MessagesBody
 from gateway.wire.body import Body, ChatBody
 from gateway.wire.completions import CompletionBody
-from gateway.wire.embeddings import EmbeddingsBody
+from gateway.wire.embeddings import EmbedBody, EmbeddingsBody, RankBody
+from gateway.wire.encoder_schema import EmbedResult, RankResult
 from gateway.wire.responses_body import ResponsesBody
 from gateway.wire.workers_ai import RunBody
 
@@ -55,6 +56,31 @@ class RunResult(msgspec.Struct):
     response: Any
     usage: Usage
     tool_calls: list[FlatCall] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Queued(msgspec.Struct):
+    """A batch that waits or is at work."""
+
+    status: Literal["queued", "running"]
+    request_id: str
+    model: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class BatchAnswer(msgspec.Struct):
+    """One answer of a batch; `id` is its place among the requests, `errors` says why there is none."""
+
+    id: int
+    result: dict[str, Any]
+    success: bool
+    external_reference: str | None
+    errors: list[Failure] | msgspec.UnsetType = msgspec.UNSET
+
+
+class BatchDone(msgspec.Struct):
+    """All answers of a batch, in the order in which they came to be."""
+
+    responses: list[BatchAnswer]
+    usage: Usage
 
 
 class CalledFunction(msgspec.Struct):
@@ -212,8 +238,18 @@ class ModelList(msgspec.Struct):
 
 OPERATIONS: Final = {
     run.run: Operation(
-        "Text generation; encoders have bodies of their own, see /ai/models/schema", RunResult,
+        "Text generation, also in batches; embeddings and reranking", RunResult,
         body=Body, without=_NOT_NATIVE, one_of=("prompt", "messages"),
+        other_bodies=(
+            Form(Body, frozenset({"requests"}), ("requests",)), Form(Body, frozenset({"request_id"}), ("request_id",)),
+            Form(EmbedBody, frozenset({"text", "pooling"}), ("text",)),
+            Form(RankBody, frozenset({"query", "contexts", "top_k"}), ("query", "contexts")),
+        ),
+        other_replies=(Queued, BatchDone, EmbedResult, RankResult),
+        query=(
+            Query("queueRequest", "true: a batch, answered later.", {"type": "string", "enum": ["true", "false"]}),
+            Query("lora", "As in the body, as every plain setting; the body wins."),
+        ),
         example={"messages": _HELLO, "max_tokens": 64, "temperature": 0}, is_stream=True,
     ),
     run.run_named: Operation(

@@ -19,11 +19,21 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Another body that the same call takes: some fields of a type, and which of them must be there."""
+
+    body: type[msgspec.Struct]
+    fields: frozenset[str]
+    required: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Operation:
     """`reply` is the type of `result` in the envelope ("page": of its items), or of the whole body ("none").
 
-    `body`: the type that parses the request, without the fields of `without`; `example` is such a body, or for a call
-    without one None. `media`: what comes out, "json" unless said. `ours`: not in the original.
+    `body`: the type that parses the request, without the fields of `without`; `example` is such a body, or None for a
+    call without one. `other_bodies`, `other_replies`: what the call takes and gives besides. `media`: what comes out,
+    JSON unless said. `ours`: not in the original.
     """
 
     summary: str
@@ -36,6 +46,8 @@ class Operation:
     example: dict[str, Any] | None = None
     query: tuple[Query, ...] = ()
     is_stream: bool = False
+    other_bodies: tuple[Form, ...] = ()
+    other_replies: tuple[Any, ...] = ()
     media: tuple[str, ...] = ("application/json",)
     is_upload: bool = False
     ours: bool = False

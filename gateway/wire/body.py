@@ -23,6 +23,7 @@ MAX_STOPS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_BIASES: Final = 300
 MAX_STOP_IDS: Final = 64
+MAX_BATCH: Final = 10_000
 
 Scalar = str | int | float | bool | None
 
@@ -167,7 +168,13 @@ class Body(Settings):
             properties={"type": {"type": "string", "enum": ["text", "json_object", "json_schema"]}, "json_schema": {}},
         ),
     ] = _NULL  # fmt: skip
-    requests: Annotated[msgspec.Raw, said("A batch; only with ?queueRequest=true.")] = _NULL
+    requests: Annotated[
+        msgspec.Raw,
+        said(
+            "A batch; only with ?queueRequest=true.", type="array", minItems=1, maxItems=MAX_BATCH,
+            items={"type": "object"},
+        ),
+    ] = _NULL  # fmt: skip
     request_id: Annotated[str | None, said("A batch to ask about; only with ?queueRequest=true.")] = None
 
 

@@ -16,6 +16,7 @@ from gateway.messages import ResolvedRequest
 from gateway.settings import DEMO_MODEL
 from runtime.protocol import MAX_PRIORITY
 from tests.gateway.stack import RUN, Stack, open_stack
+from tests.gateway.told import check_told
 
 QUEUE = RUN + "?queueRequest=true"
 REQUESTS: list[dict[str, Any]] = [
@@ -74,6 +75,8 @@ async def test_a_batch_and_its_answers(stack: Stack) -> None:
     assert {log["path"] for log in listed} == {f"ai/run/{DEMO_MODEL}"}
     assert all(asked.request.priority == MAX_PRIORITY and not asked.request.stream for asked in stack.fake.requests)
     assert await poll(stack, request_id) == result  # as often as one likes
+    for body in ({"requests": REQUESTS}, {"request_id": request_id}):
+        check_told("/ai/run/{model}", body, (await stack.post(QUEUE, body)).json())
 
 
 async def test_another_account_sees_nothing_of_it(stack: Stack) -> None:

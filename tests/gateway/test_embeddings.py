@@ -19,6 +19,7 @@ from torch.nn import functional
 from gateway.settings import DEMO_MODEL, SettingsError
 from runtime.encoder.config import EncoderConfig
 from tests.gateway.stack import Stack, open_stack, serve
+from tests.gateway.told import check_told
 from tests.runtime.encoder.folders import WORDS, write_encoder
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -89,6 +90,7 @@ async def test_native_embeddings(world: tuple[Stack, dict[str, Any]], name: str,
         for vector, text in zip(result["data"], texts, strict=True):
             torch.testing.assert_close(torch.tensor(vector), wanted(theirs[name], text, pooling), atol=2e-5, rtol=1e-4)
         assert result["usage"] == {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}
+    check_told("/ai/run/{model}", {"text": texts}, answer.json())
     one = (await stack.post(f"/ai/run/{name}", {"text": texts[0]})).json()["result"]
     assert one["shape"] == [1, 32]
 
@@ -126,6 +128,7 @@ async def test_openais_client_asks_for_base64_and_gets_numbers(world: tuple[Stac
     raw = (await stack.post(V1, {"model": BGE, "input": "which hall", "encoding_format": "base64"})).json()
     told = struct.unpack("<32f", base64.b64decode(raw["data"][0]["embedding"]))
     assert list(told) == pytest.approx(answer.data[0].embedding)
+    check_told("/ai/v1/embeddings", {"model": BGE, "input": "which hall", "encoding_format": "base64"}, raw)
 
 
 async def test_ranking(world: tuple[Stack, dict[str, Any]]) -> None:
@@ -143,6 +146,7 @@ async def test_ranking(world: tuple[Stack, dict[str, Any]]) -> None:
     order = sorted(range(3), key=lambda index: -scores[index])
     assert [row["id"] for row in said] == order
     assert [row["score"] for row in said] == pytest.approx([scores[index] for index in order], abs=2e-5)
+    check_told("/ai/run/{model}", body, (await stack.post(f"/ai/run/{RERANKER}", body)).json())
     best = (await stack.post(f"/ai/run/{RERANKER}", {**body, "top_k": 1})).json()["result"]["response"]
     assert best == said[:1]
 
