@@ -5,7 +5,7 @@ another step to say so; its end token ends it even with `ignore_eos`, for nothin
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from runtime.protocol import Failure, FinishReason
 from runtime.sequence import Sequence
@@ -17,6 +17,9 @@ class Ending(NamedTuple):
     reason: FinishReason | None
     shown: bool
     failure: Failure | None = None
+
+
+_GOES_ON: Final = Ending(None, True)
 
 
 def ending(sequence: Sequence, token: int, eos_token_ids: Collection[int]) -> Ending:
@@ -31,7 +34,7 @@ def ending(sequence: Sequence, token: int, eos_token_ids: Collection[int]) -> En
         return Ending("stop", False)
     if constraint is not None and constraint.done:
         return Ending("stop", True)
-    return Ending("length" if sequence.num_remaining <= 0 else None, True)
+    return _GOES_ON if sequence.num_remaining > 0 else Ending("length", True)
 
 
 def grammar_failure(problem: str) -> Failure:

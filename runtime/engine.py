@@ -402,7 +402,7 @@ class Engine:
         adapters = len({row.slot for row in rows} - {BASE_SLOT})
         accounts = len({item.sequence.account_id for item in plan})
         self._num_generated += len(tokens)
-        self._scheduler.served(item for item in plan if item.samples)
+        self._scheduler.served(item for item, row in zip(plan, rows, strict=True) if row.samples)
         sampled = iter(tokens)
         for item, row in zip(plan, rows, strict=True):
             item.sequence.joined(len(rows), adapters, accounts)

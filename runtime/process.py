@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.adapter import Loads
+from runtime.collector import settle
 from runtime.config import RuntimeConfig
 from runtime.engine import Engine, EngineLimits
 from runtime.errors import ConfigInvalid, EngineStopped, ModelInvalid, RuntimeFault
@@ -186,6 +187,7 @@ async def _run(config: RuntimeConfig) -> None:
         )
         try:
             with bind(config) as listener:
+                settle()
                 await service.run(listener, stop, lambda: _announce(listener))
         except EngineStopped as error:
             _leave(f"runtime: {error}", 1)

@@ -61,16 +61,17 @@ class Scheduled(NamedTuple):
 
     def row(self) -> Row:
         """For the runner."""
-        sequence = self.sequence
+        sequence, tokens, start = self.sequence, self.sequence.tokens, self.sequence.num_computed
+        end = start + self.num_tokens
         return Row(
             sequence_id=sequence.number,
-            token_ids=sequence.tokens[sequence.num_computed : sequence.num_computed + self.num_tokens],
-            start=sequence.num_computed,
+            token_ids=tokens[start:end],
+            start=start,
             block_table=sequence.block_table,
             slot=sequence.slot,
-            samples=self.samples,
+            samples=end == len(tokens),
             sampling=sequence.sampling,
-            history=sequence.tokens,
+            history=tokens,
             prompt_tokens=sequence.prompt_tokens,
             seed=sequence.seed,
             constraint=sequence.constraint,

@@ -18,6 +18,7 @@ from infra.bench.children import THREADS
 from infra.bench.folders import adapter_refs
 from runtime.adapter import Way
 from runtime.batch import Batch, Row, Sampled
+from runtime.collector import settle
 from runtime.engine import Engine, EngineLimits, StepResult
 from runtime.engine_thread import EngineThread
 from runtime.errors import EngineStopped
@@ -116,6 +117,7 @@ class EngineChild:
         self._times, self._answered = Times(), set[int]()
         self._thread = EngineThread(self._engine, time.monotonic, on_step=self._stepped, on_end=self._results.put)
         self._adapters.post = self._thread.post
+        settle()
         self._thread.start()
 
     def batch(self, prompts: list[list[int]], adapters: list[str | None], tokens: int) -> dict[str, Any]:
