@@ -21,6 +21,7 @@ from typing import Any, Final
 from kernels.bench.rows import Row, merge_rows, table
 from kernels.bench.sgmv_child import PEERS, parser
 from kernels.bench.sgmv_points import Point, grid
+from kernels.bench.shares import Shares
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FLOOR_TARGET: Final = 1.15
@@ -114,16 +115,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     options.add_argument("--peers", default=",".join(PEERS), help="names, separated by commas")
     options.add_argument("--out", type=Path, default=Path("bench-results/gpu-kernels.json"))
+    options.add_argument("--within", type=float, default=0.0, help="seconds for all peers together, over --seconds")
     options.add_argument("--grace", type=float, default=120.0, help="seconds after which a peer's process is ended")
     arguments = options.parse_args(argv)
-    passed = [
-        word
-        for name in ("points", "peers_folder", "seconds", "repeats", "sets", "device")
-        for word in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))
-    ]
-    points, rows = grid(arguments.points), list[Row]()
+    points, rows, peers = grid(arguments.points), list[Row](), arguments.peers.split(",")
+    shares = Shares(arguments.within, len(peers))
     with tempfile.TemporaryDirectory() as folder:
-        for peer in arguments.peers.split(","):
+        for peer in peers:
+            if arguments.within:
+                arguments.seconds = shares.next()
+            passed = [
+                word
+                for name in ("points", "peers_folder", "seconds", "repeats", "sets", "device")
+                for word in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))
+            ]
             lines = ask(peer, passed, arguments.seconds + arguments.grace, Path(folder))
             made = rows_of(peer, lines, points)
             known = {(row.metric, row.peer) for row in rows}

@@ -22,6 +22,7 @@ import torch
 
 from kernels.bench.clock import Timed, copy_bandwidth, in_turns, launch_us
 from kernels.bench.rows import Row, merge_rows, read_rows, table
+from kernels.bench.shares import Shares
 from kernels.bench.step_sizes import SIZES, Work
 from kernels.bench.step_works import FAMILIES
 from kernels.triton_jit import interpreting
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--points", default="quick", choices=list(SIZES))
     options.add_argument("--families", default=",".join(FAMILIES), help="names, separated by commas")
     options.add_argument("--seconds", type=float, default=45.0, help="for each family")
+    options.add_argument("--within", type=float, default=0.0, help="seconds for all families together, over --seconds")
     options.add_argument("--grace", type=float, default=60.0, help="seconds after which a family's process is ended")
     options.add_argument("--repeats", type=int, default=9)
     options.add_argument("--device", default="cuda")
@@ -126,7 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 merge_rows(arguments.out, made)
         return 0
     before = read_rows(arguments.out)
-    for family in arguments.families.split(","):
+    families = arguments.families.split(",")
+    shares = Shares(arguments.within, len(families))
+    for family in families:
+        if arguments.within:
+            arguments.seconds = shares.next()
         ask(family, arguments)
     rows = [row for row in read_rows(arguments.out) if row not in before]
     print(table(f"Attention, element-wise work and sampling, {arguments.points} points", rows))

@@ -7,7 +7,7 @@
     adapters  1 to 1,000 adapters, Zipf                                             gpu-adapters.json
 
 A step is one or more commands, each a process group of its own. Each gets a share of the step's time, told to it by
-`--seconds`, and is ended when it takes `GRACE_S` longer: what it wrote by then stays.
+`--seconds` or `--within`, and is ended at its limit: what it wrote by then stays.
 """
 
 import sys
@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 
 # Starting, loading torch and opening the device come on top of the seconds that a command may measure for.
 START_S: Final = 12.0
+# When a process that measures kernels is ended, beyond its share.
+GRACE_S: Final = 10.0
 # From so many seconds on there is time for the whole of Punica's grid.
 FULL_GRID_S: Final = 300.0
 
@@ -54,22 +56,18 @@ def commands(step: str, seconds: float, folder: Path, device: str) -> list[Comma
 
 def _kernels(seconds: float, out: str, toy: bool) -> list[Command]:
     """SGMV asks eight peers, each in a process of its own, then five families of other kernels."""
-    sgmv, others = 0.6 * seconds, 0.4 * seconds
     points = "tiny" if toy else "full" if seconds >= FULL_GRID_S else "quick"
-    grace = ("--grace", f"{2 * START_S:.0f}")
-    more = ("--device", "cpu", "--repeats", "1") if toy else ()
-    peer = max(1.0, sgmv / 8 - START_S)
-    family = max(1.0, others / 5 - START_S)
+    both = ("--out", out, "--points", points, "--grace", f"{GRACE_S:.0f}")
+    toys = ("--device", "cpu", "--repeats", "1") if toy else ()
+    peers = ("--sets", "2", "--peers", "torch grouped_mm,cuBLAS all slots") if toy else ()
+    families = ("--families", "elementwise") if toy else ()
     return [
         Command(
-            ("kernels.bench.sgmv", "--out", out, "--points", points, "--seconds", f"{peer:.0f}", *grace, *more)
-            + (("--sets", "2", "--peers", "torch grouped_mm,cuBLAS all slots") if toy else ()),
-            sgmv,
+            ("kernels.bench.sgmv", *both, "--within", f"{0.6 * seconds - GRACE_S:.0f}", *toys, *peers), 0.6 * seconds
         ),
         Command(
-            ("kernels.bench.steps", "--out", out, "--points", points, "--seconds", f"{family:.0f}", *grace, *more)
-            + (("--families", "elementwise") if toy else ()),
-            others,
+            ("kernels.bench.steps", *both, "--within", f"{0.4 * seconds - GRACE_S:.0f}", *toys, *families),
+            0.4 * seconds,
         ),
     ]
 
