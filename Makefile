@@ -15,7 +15,7 @@ PEER_PACKAGES := llama-cpp-python==0.3.36 gguf==0.19.0 numpy==2.4.6
 INPUTS := pyproject.toml infra/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-clients check fix train-demo gpu bench-runtime bench-gateway bench-tiers bench-peers clean
+.PHONY: help demo serve test coverage test-clients check fix train-demo gpu bench-runtime bench-gateway bench-tiers bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
