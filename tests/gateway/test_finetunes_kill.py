@@ -121,8 +121,8 @@ async def main():
         async def replace():
             nonlocal seed
             seed += 1
+            weights = tiny.weights(tiny.tensors(seed=seed))  # before the other one, which runs beside it, counts on
             finetune, opened = await versions.open(account, "x")
-            weights = tiny.weights(tiny.tensors(seed=seed))
             for file_name, data in ((CONFIG_FILE, tiny.config()), (WEIGHTS_FILE, weights)):
                 await plane.finetunes.upload(account, "x", parts_of(file_name, data), opened.number)
             print(f"ready {opened.number}", flush=True)

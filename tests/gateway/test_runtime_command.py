@@ -36,7 +36,7 @@ def _model(address: str, more: str = "") -> str:
 def test_it_listens_where_the_gateways_look(
     tmp_path: Path, become: list[RuntimeConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _run(tmp_path, _model("tcp://10.0.0.7:7000", f'[runtime]\ntoken = "{SECRET}"\nmemory = 500_000_000\n'))
+    _run(tmp_path, _model("tcp://10.0.0.7:7000", f'[runtime]\ntoken = "{SECRET}"\nmemory = 600_000_000\n'))
     _run(tmp_path, _model("tcp://10.0.0.7:7000", f'token = "{SECRET}2"\n'), listen="tcp://0.0.0.0:7000")
     _run(tmp_path, _model("unix:/run/x.sock"))
     assert [(c.host, c.port, c.socket_path, c.token) for c in become] == [
