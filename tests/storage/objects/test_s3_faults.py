@@ -68,7 +68,7 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rigged(server: swift.Swift, tmp_path: Path, **options: Any) -> AsyncIterator[Rig]:
-    direct = await _open(server.endpoint)
+    direct = await _open(server.endpoint, max_attempts=6)  # a busy machine's Swift asks for patience now and then
     await _make_bucket(direct)
     async with before(server.port) as proxy:
         store = await _open(proxy.endpoint, **options)
@@ -213,7 +213,7 @@ async def test_region_auto_as_r2_wants_it(tmp_path: Path) -> None:
         pytest.skip(reason)
     running = await asyncio.to_thread(swift.start, tmp_path / "server", "auto")
     try:
-        store = await _open(running.endpoint, region="auto")
+        store = await _open(running.endpoint, region="auto", max_attempts=6)
         await store._client.create_bucket(Bucket=BUCKET)
         data = os.urandom(9_000_000)
         await store.put("adapters/x", single(data), max_bytes=len(data))
