@@ -1,6 +1,5 @@
 """The disk tier of a whole deployment where disks are worst: shared by two runtimes, and really full."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 
 from gateway.demo import ADAPTERS_FOLDER, BASE_FOLDER
 from tests.e2e.deployment import Deployment, deploy
+from tests.small_disk import mounted
 
 MODELS = ("@cf/test/one-lora", "@cf/test/two-lora")
 ADAPTERS = ("tides-json", "tides-pirate", "moons-table")
@@ -20,16 +20,8 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that holds one or two adapters."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted here (it takes root): {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", "700k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def disk_of(deployment: Deployment, model: str) -> dict[str, Any]:

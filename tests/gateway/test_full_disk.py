@@ -1,7 +1,6 @@
 """The gateway's own disk is full: what is there can be read and used, uploads are refused, and removing still works."""
 
 import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from storage.errors import StorageFull
 from tests.gateway import tiny_adapters as tiny
 from tests.gateway.finetune_calls import make_ready, replace
 from tests.gateway.plane import MODEL, Plane, open_plane
+from tests.small_disk import mounted
 
 DISK_MIB = 12
 
@@ -20,16 +20,8 @@ DISK_MIB = 12
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a few MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted here (it takes root): {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", f"{DISK_MIB}m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from storage.errors import ObjectMissing, ObjectTooLarge
 from storage.policies import POLICIES, PolicyName
 from storage.tier_records import BOUNDS_S, Histogram
 from storage.tiers import Tiers
+from tests.small_disk import mounted
 from tests.storage.gated_objects import GatedObjects
 from tests.storage.tier_checks import KIB, Open, files, legs, settled
 
@@ -157,17 +157,8 @@ async def test_policies_are_chosen_for_each_tier(open_tiers: Open, objects: Gate
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 kB that really is full at some point."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted here (it takes root): {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", "64k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 async def test_a_disk_smaller_than_its_budget_keeps_the_newest(small_disk: Path, objects: GatedObjects) -> None:

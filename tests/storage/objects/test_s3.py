@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,6 @@ from tests.storage.objects import swift
 from tests.storage.objects.conformance import MIB, ObjectStoreConformance, Source, put, read
 
 BUCKET = "lorikeet"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[swift.Swift]:
-    folder = tmp_path_factory.mktemp("swift")
-    reason = swift.why_not(folder)
-    if reason:
-        pytest.skip(reason)
-    running = swift.start(folder / "server")
-    yield running
-    running.stop()
 
 
 async def _open(endpoint: str, **changes: Any) -> S3Objects:

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,6 @@ from tests.storage.tier_checks import no_pause, put_aside, settled
 
 BUCKET = "adapters"
 LARGE = 5 * PART_BYTES + 12345
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[swift.Swift]:
-    folder = tmp_path_factory.mktemp("swift")
-    reason = swift.why_not(folder)
-    if reason:
-        pytest.skip(reason)
-    running = swift.start(folder / "server")
-    yield running
-    running.stop()
 
 
 async def _open(endpoint: str, **changes: Any) -> S3Objects:
