@@ -1,6 +1,7 @@
 """A visit without a GPU, and at toy sizes on a CPU: processes, time, failures, files and table are the real ones."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -103,9 +104,15 @@ def test_time_is_shared_and_what_is_left_goes_on(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.skipif(torch.cuda.is_available() or shutil.which("make") is None, reason="there is a GPU, or no make")
 def test_make_gpu_passes_the_steps_on() -> None:
-    asked = subprocess.run(["make", "-n", "gpu", "STEP=tests kernels"], cwd=ROOT, capture_output=True, text=True)
+    # A make around this one would have it say which folder it enters, and hand its own options on.
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+
+    def make(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, env=outside)
+
+    asked = make("-n", "gpu", "STEP=tests kernels")
     assert asked.stdout == "python3 -m infra.bench.gpu --step tests --step kernels \n"
-    ran = subprocess.run(["make", "gpu", f"GPU_PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True)
+    ran = make("gpu", f"GPU_PYTHON={sys.executable}")
     assert ran.returncode
     assert "no GPU, nothing measured: " in ran.stderr
 
