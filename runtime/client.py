@@ -164,6 +164,7 @@ class RuntimeClient:
         grammar: Grammar | None = None,
         priority: int = 0,
         weight: float = 1.0,
+        only_if_free: bool = False,
     ) -> AsyncGenerator[SequenceOutput, None]:
         """Runs one sequence; yields its outputs, the last one with `finish_reason`. Raises RuntimeLost.
 
@@ -183,6 +184,7 @@ class RuntimeClient:
             grammar=grammar,
             priority=priority,
             weight=weight,
+            only_if_free=only_if_free,
         )
         frame = self._acceptable(request)
         if isinstance(frame, Failure):

@@ -159,6 +159,9 @@ class Engine:
         if failure is not None:
             self._refuse(owner, request, failure)
             return
+        if request.only_if_free and self._scheduler.would_wait(len(request.token_ids)):
+            self._refuse(owner, request, self._speed.overloaded(self._scheduler.num_waiting))
+            return
         now = self._clock()
         seed = self._random_seed() if request.sampling.seed is None else request.sampling.seed
         arrived_at = now if arrived_at is None else arrived_at

@@ -104,7 +104,8 @@ class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
     """Start one sequence. `account_id` is for fairness and cache isolation; `timeout_s` counts from arrival.
 
     grammar: the answer keeps to it, whatever the sampling says. priority: of the account's own sequences a lower one is
-    served earlier. weight: the account's share of the service beside that of the others.
+    served earlier. weight: the account's share of the service beside that of the others. only_if_free: refused as
+    overloaded where it would have to wait for others to end.
     """
 
     sequence_id: int
@@ -117,6 +118,7 @@ class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
     grammar: Grammar | None = None
     priority: int = 0
     weight: float = 1.0
+    only_if_free: bool = False
 
 
 class Abort(Struct, frozen=True, tag="abort"):

@@ -124,6 +124,16 @@ class Scheduler:
         """True when a sequence of this final length fits the whole cache; its last token is never written."""
         return self._blocks.needed(num_tokens - 1) <= self._blocks.num_blocks
 
+    def would_wait(self, num_tokens: int) -> bool:
+        """True when a prompt of so many tokens, come now, would wait for others to end; for its adapter it may.
+
+        Those who came since the last plan are counted as if they had started, or a burst would find itself all alone.
+        """
+        ahead = [sequence for sequence in self._waiting if sequence.state is State.WAITING]
+        others = self.num_running + len(ahead)
+        needed = sum(self._blocks.needed(len(sequence.tokens)) for sequence in ahead) + self._blocks.needed(num_tokens)
+        return others >= self._max_running or (others > 0 and needed + others > self._blocks.num_free)
+
     def add(self, sequence: Sequence) -> Sequence | None:
         """Queues a new sequence; returns the one displaced for it, if any (see `WaitingQueue`). Raises QueueFull."""
         displaced = self._waiting.add(sequence)

@@ -17,7 +17,7 @@ from gateway.backends.answer_text import AnswerText
 from gateway.backends.choices import choice_seed, side_by_side
 from gateway.backends.failures import raise_failure, unavailable
 from gateway.backends.sampling import sampling_params
-from gateway.errors import BadInput, ContextExceeded, OverCapacity
+from gateway.errors import BadInput, ContextExceeded
 from gateway.messages import ChatRequest, Chunk, ResolvedAdapter, ResolvedRequest
 from gateway.text.scored_tokens import ScoredTokens
 from gateway.text.template import TemplateFault
@@ -65,8 +65,6 @@ class RuntimeBackend:
             info = await self._client.wait_ready(self._restart_wait_s)
         except RuntimeLost as error:
             raise unavailable(error) from error
-        if asked.reject_if_busy:
-            self._reject_if_busy()
         window = min(self._context_window, info.max_sequence_tokens)
         prompt = await self._encode(asked, window)
         grammar = await _away(asked, _grammar, asked, self._tokenizer)
@@ -95,6 +93,7 @@ class RuntimeBackend:
             grammar=grammar,
             priority=request.request.priority,
             weight=request.identity.weight,
+            only_if_free=request.request.reject_if_busy,
         )
         scored = None if sampling.top_logprobs is None else ScoredTokens(self._texts)
         answer = AnswerText(self._tokenizer, request.request, len(prompt), scored)
@@ -157,11 +156,6 @@ class RuntimeBackend:
                 "together: send less text"
             )
         return prompt
-
-    def _reject_if_busy(self) -> None:
-        stats = self._client.stats
-        if stats is not None and stats.waiting > 0:
-            raise OverCapacity("Capacity temporarily exceeded, please try again.", retry_after_s=1)
 
 
 async def _away(asked: ChatRequest, work: Callable[..., T], *arguments: object) -> T:

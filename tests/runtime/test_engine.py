@@ -428,3 +428,35 @@ def test_chunks_grow_on_a_fast_device() -> None:
     assert rig.tokens(1) == answer(request)
     widths = [len(row.token_ids) for batch in rig.runner.batches for row in batch.rows]
     assert widths == [16, 32, 64, 128, 1]
+
+
+def test_who_will_not_wait_is_taken_only_where_it_starts_at_once() -> None:
+    rig = Rig(max_running=2)
+    picky = [msgspec.structs.replace(submit(i, max_tokens=20), only_if_free=True) for i in range(4)]
+    for request in picky[:3]:  # between two steps: nothing runs yet, and two rows are free
+        rig.submit(request)
+    rig.step()
+    refused = rig.last(2).failure
+    assert refused is not None
+    assert (refused.kind, refused.retry_after_s) == ("overloaded", 1.0)
+    rig.submit(submit(4))  # this one waits
+    rig.step()
+    rig.submit(picky[3])
+    rig.run()
+    assert [i for i in range(5) if rig.last(i).failure] == [2, 3]
+    rig.submit(msgspec.structs.replace(picky[3], sequence_id=5))
+    rig.run()
+    assert rig.last(5).finish_reason == "length"
+
+
+def test_who_will_not_wait_for_blocks_may_wait_for_its_adapter() -> None:
+    rig = Rig(num_blocks=8, max_running=8)
+    rig.submit(submit(1, tokens_of(1, 20), max_tokens=8))
+    rig.step()
+    large = msgspec.structs.replace(submit(2, tokens_of(2, 20), max_tokens=2), only_if_free=True)
+    small = msgspec.structs.replace(submit(3, adapter=ref("cold"), max_tokens=2), only_if_free=True)
+    for request in (large, small):
+        rig.submit(request)
+    rig.run()
+    assert rig.last(2).failure is not None
+    assert rig.last(3).finish_reason == "length"
