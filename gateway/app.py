@@ -250,7 +250,8 @@ async def _encoder_backend(
         tokenizer = await asyncio.to_thread(EncoderTokenizer, model.folder, model.max_tokens)
     except TokenizerFault as error:
         raise SettingsError(f'encoders."{model.name}".path = {str(model.folder)!r}: {error}') from error
-    client = await stack.enter_async_context(EncoderClient(path, token))
+    hung = functools.partial(_replace_hung, model.name)
+    client = await stack.enter_async_context(EncoderClient(path, token, on_hung=hung))
     wait_s, timeout_s = settings.runtime.restart_wait_s, settings.server.request_timeout_s
     return EncoderBackend(model, client, tokenizer, wait_s=wait_s, timeout_s=timeout_s)
 

@@ -13,8 +13,6 @@ import contextlib
 import itertools
 import logging
 import random
-import socket
-import struct
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +23,7 @@ import cachetools
 from runtime.codec import decode_server, encode
 from runtime.errors import RuntimeLost as RuntimeLost
 from runtime.framing import read_frame
+from runtime.peer import peer_pid
 from runtime.protocol import (
     PROTOCOL_VERSION,
     Abort,
@@ -314,7 +313,7 @@ class RuntimeClient:
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._socket_path is not None:
             reader, writer = await asyncio.open_unix_connection(str(self._socket_path))
-            self.pid = _peer_pid(writer)
+            self.pid = peer_pid(writer)
             return reader, writer
         return await asyncio.open_connection(self._host, self._port)
 
@@ -394,17 +393,6 @@ class RuntimeClient:
             self._report.exception()  # seen, should nobody ask any more
         for stream in self._streams.values():
             stream.fail(RuntimeLost(f"the runtime went away: {self._problem}"))
-
-
-def _peer_pid(writer: asyncio.StreamWriter) -> int | None:
-    """Who listens at the other end of a Unix socket, also when it never says a word; None where no kernel tells."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None
-    credentials = writer.get_extra_info("socket").getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-    )
-    pid, _, _ = struct.unpack("3i", credentials)
-    return int(pid) or None
 
 
 async def _drained(writer: asyncio.StreamWriter) -> None:

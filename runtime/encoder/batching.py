@@ -7,6 +7,7 @@ wait for others, and many callers share a batch. A batch that fails fails its ow
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from runtime.encoder.config import Pooling
 
 logger = logging.getLogger(__name__)
 MAX_BATCH: Final = 256
+HUNG_S: Final = 300.0  # no batch within the token budget takes so long, however slow the machine
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Batching:
         self._waiting: deque[Text] = deque()
         self._changed = threading.Condition()
         self._stopped = False
+        self._batch_began: float | None = None
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
 
     def start(self) -> None:
@@ -68,6 +71,12 @@ class Batching:
             self._stopped = True
             self._changed.notify()
         self._thread.join(timeout_s)
+
+    @property
+    def hangs(self) -> bool:
+        """True when the model has been at one batch for too long."""
+        began = self._batch_began
+        return began is not None and time.monotonic() - began > HUNG_S
 
     def submit(self, texts: Sequence[Text]) -> bool:
         """False when too many wait already; then none was taken."""
@@ -86,11 +95,13 @@ class Batching:
                     return
                 taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), 4 * MAX_BATCH))]
             for batch in cut([text for text in taken if not text.answer.cancelled()], self._batch_tokens):
+                self._batch_began = time.monotonic()
                 try:
                     answers: Sequence[bytes | Exception] = self._model(batch)
                 except Exception as error:
                     logger.exception("a batch of %d texts failed", len(batch))
                     answers = [error] * len(batch)
+                self._batch_began = None
                 self._loop.call_soon_threadsafe(_answer, batch, answers)
 
 

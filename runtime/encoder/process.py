@@ -18,7 +18,7 @@ from typing import Final
 
 from runtime.encoder.batching import Batching, Text
 from runtime.encoder.config import EncoderConfig
-from runtime.encoder.protocol import Encode, Encoded, EncodeFailed, Greeted, Greeting, frame, read_request
+from runtime.encoder.protocol import Encode, Encoded, EncodeFailed, Greeted, Greeting, Ping, Pong, frame, read_request
 from runtime.errors import ConfigInvalid, ModelInvalid
 from runtime.framing import read_frame
 from runtime.protocol import EXIT_CONFIG, ProtocolError
@@ -123,6 +123,10 @@ async def serve(config: EncoderConfig) -> None:
             async with asyncio.TaskGroup() as group:
                 while (body := await read_frame(reader)) is not None:
                     asked = read_request(body)
+                    if isinstance(asked, Ping):
+                        if not batching.hangs:
+                            writer.write(frame(Pong()))
+                        continue
                     if not isinstance(asked, Encode):
                         raise ProtocolError("a second greeting")
                     group.create_task(answer(asked, writer))

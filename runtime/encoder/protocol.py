@@ -36,6 +36,14 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
     pooling: Pooling = "mean"
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Sent every second."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """Answer to `Ping`, unless the model has been at one batch for too long: so a hung model does not answer."""
+
+
 class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
     """Vectors, or one score a text."""
 
@@ -51,8 +59,8 @@ class EncodeFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToEncoder = Greeting | Encode
-FromEncoder = Greeted | Encoded | EncodeFailed
+ToEncoder = Greeting | Encode | Ping
+FromEncoder = Greeted | Encoded | EncodeFailed | Pong
 _encoder = msgspec.msgpack.Encoder()
 _to: msgspec.msgpack.Decoder[ToEncoder] = msgspec.msgpack.Decoder(ToEncoder)
 _from: msgspec.msgpack.Decoder[FromEncoder] = msgspec.msgpack.Decoder(FromEncoder)

@@ -4,12 +4,10 @@ import asyncio
 import base64
 import contextlib
 import struct
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import openai
 import pytest
 import pytest_asyncio
@@ -17,35 +15,20 @@ import torch
 from torch.nn import functional
 
 from gateway.settings import DEMO_MODEL, SettingsError
-from runtime.encoder.config import EncoderConfig
+from runtime.encoder.config import Task
 from tests.gateway.stack import Stack, open_stack, serve
 from tests.gateway.told import check_told
+from tests.runtime.encoder.child import TOKEN, encoder_child
 from tests.runtime.encoder.folders import WORDS, write_encoder
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 BGE, M3, RERANKER = "@cf/baai/bge-base-en-v1.5", "@cf/baai/bge-m3", "@cf/baai/bge-reranker-base"
-TASKS = {BGE: ("bert", "embed"), M3: ("xlm-roberta", "embed"), RERANKER: ("xlm-roberta", "rank")}
+TASKS: dict[str, tuple[str, Task]] = {
+    BGE: ("bert", "embed"),
+    M3: ("xlm-roberta", "embed"),
+    RERANKER: ("xlm-roberta", "rank"),
+}
 V1 = "/ai/v1/embeddings"
-
-
-@contextlib.asynccontextmanager
-async def encoder(folder: Path, name: str, task: Any) -> AsyncIterator[str]:
-    """A real process; the path of its socket."""
-    socket_path = str(folder / "encoder.sock")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "runtime.encoder", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    config = EncoderConfig(model=name, model_folder=str(folder), task=task, socket_path=socket_path, token="t")
-    process.stdin.write(msgspec.json.encode(config) + b"\n")
-    assert await process.stdout.readline() == b"ready\n"
-    try:
-        yield socket_path
-    finally:
-        process.terminate()
-        assert await process.wait() == 0
-        process.stdin.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -57,9 +40,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple
         for index, (name, (kind, task)) in enumerate(TASKS.items()):
             own = folder / str(index)
             theirs[name] = write_encoder(own, kind, task)
-            sockets[name] = await stack.enter_async_context(encoder(own, name, task))
+            _, sockets[name] = await stack.enter_async_context(encoder_child(own, name, task))
             settings[name] = {"path": str(own)}
-        opened = open_stack(folder, settings={"encoders": settings}, encoder_sockets=sockets, runtime_token="t")
+        opened = open_stack(folder, settings={"encoders": settings}, encoder_sockets=sockets, runtime_token=TOKEN)
         yield await stack.enter_async_context(opened), theirs
 
 
@@ -220,14 +203,14 @@ async def test_an_encoder_that_went_away(tmp_path: Path) -> None:
     write_encoder(tmp_path, "bert")
     settings = {"encoders": {BGE: {"path": str(tmp_path)}}, "runtime": {"restart_wait_s": 0.05}}
     async with contextlib.AsyncExitStack() as down:
-        path = await down.enter_async_context(encoder(tmp_path, BGE, "embed"))
-        async with open_stack(tmp_path, settings=settings, encoder_sockets={BGE: path}, runtime_token="t") as stack:
+        _, path = await down.enter_async_context(encoder_child(tmp_path, BGE))
+        async with open_stack(tmp_path, settings=settings, encoder_sockets={BGE: path}, runtime_token=TOKEN) as stack:
             assert (await stack.post(f"/ai/run/{BGE}", {"text": "a"})).status_code == 200
             await down.aclose()
             gone = await stack.post(f"/ai/run/{BGE}", {"text": "a"})
             assert (gone.status_code, gone.json()["errors"][0]["code"]) == (503, 7010)
             assert (await stack.client.get("/readyz")).status_code == 503
-            async with encoder(tmp_path, BGE, "embed"):
+            async with encoder_child(tmp_path, BGE):
                 async with asyncio.timeout(20):
                     while (await stack.post(f"/ai/run/{BGE}", {"text": "a"})).status_code != 200:
                         await asyncio.sleep(0.01)
