@@ -20,6 +20,7 @@ from kernels.triton_jit import (
     cdiv,
     constexpr,
     jit,
+    launches_early,
     next_power_of_2,
     pointer,
     runs_kernel,
@@ -46,7 +47,11 @@ def _head_norm_kernel(
     DIM: constexpr,
     HEADS_BLOCK: constexpr,
     DIM_BLOCK: constexpr,
+    EARLY: constexpr,
 ) -> None:
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
     dims = tl.arange(0, DIM_BLOCK)
@@ -71,7 +76,10 @@ def head_norm_(qkv: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
     constants = _constants(*weight.shape)
     if qkv.shape[0]:
         grid = (qkv.shape[0], cdiv(weight.shape[0], constants["HEADS_BLOCK"]))
-        _head_norm_kernel[grid](qkv, weight, eps, qkv.stride(0), **constants, num_warps=_WARPS)
+        early = launches_early(qkv)
+        _head_norm_kernel[grid](
+            qkv, weight, eps, qkv.stride(0), **constants, EARLY=early, num_warps=_WARPS, launch_pdl=early
+        )
 
 
 def _constants(heads: int, dim: int) -> dict[str, int]:
@@ -84,12 +92,17 @@ def compile_cases() -> tuple[CompileCase, ...]:
     """Qwen3 and Gemma 3."""
     return tuple(
         CompileCase(
-            f"{heads}x{dim}",
+            f"{heads}x{dim}{'-early' if early else ''}",
             _head_norm_kernel,
             {"qkv": pointer(torch.bfloat16), "weight": pointer(weight), "eps": "fp32", "stride": "i32"},
-            _constants(heads, dim),
+            {**_constants(heads, dim), "EARLY": early},
             num_warps=_WARPS,
             divisible=frozenset({"stride"}),
+            archs=(90,) if early else (80, 90),
         )
-        for heads, dim, weight in ((40, 128, torch.bfloat16), (24, 256, torch.float32))
+        for heads, dim, weight, early in (
+            (40, 128, torch.bfloat16, False),
+            (24, 256, torch.float32, False),
+            (40, 128, torch.bfloat16, True),
+        )
     )

@@ -8,14 +8,17 @@
     y        [tokens, out]                       changed in place, summed in fp32 and rounded once; rows without
                                                  adapter, and slices that an adapter lacks, are not touched
 
+Or y becomes the sum alone (`adds=False`), in zeros of the caller's: a decode step computes it beside the base product,
+and the kernel that reads the product adds the two.
+
 Rank-exact like the shrink, and like it two kernels, both over tiles x blocks of columns, so that every b is read once
 per tile and every y once. *Tiles of one token* multiply in fp32. *Tiles of 16* use tensor cores, for which the scaled h
 is rounded to the weights' dtype; a tile has 16 rows and no more, because on Hopper a larger one would become
 instructions that have been miscompiled with an operand in registers, as h is.
 
-The chain of waits decides at small steps, not the bytes: a program asks for y and b before it needs them. With `early`
-(sm_90, off unless it was measured to help) it is even launched while the shrink still runs, and waits for it only
-before it reads h, so that the weights are on their way by then.
+The chain of waits decides at small steps, not the bytes: a program asks for b before it needs it. With `early` (sm_90)
+it is even launched while the kernel before it still runs, and waits for that only before it reads h and y, so that the
+weights are on their way by then.
 """
 
 from collections.abc import Sequence
@@ -24,14 +27,27 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from kernels.segments import TILE_ROWS, DeviceSegments, Segments, tiles_of
-from kernels.triton_jit import CompileCase, Number, Pointer, cdiv, constexpr, jit, pointer, runs_kernel, tl
+from kernels.triton_jit import (
+    CompileCase,
+    Number,
+    Pointer,
+    cdiv,
+    constexpr,
+    jit,
+    launches_early,
+    pointer,
+    runs_kernel,
+    tl,
+)
 from kernels.tuning import device_of, tuned
 
 MAX_SLICES: Final = 3
+# Fewer leave processors of a large card idle.
+_PROGRAMS: Final = 96
 
 
 class ExpandPlan(NamedTuple):
-    """How one launch is cut. early: 1 launches it while the kernel before it runs, which must be the shrink."""
+    """How one launch is cut. early: 1 launches it while the kernel before it runs."""
 
     column_block: int
     rank_block: int
@@ -48,6 +64,8 @@ def lora_expand_reference(
     segments: Segments | DeviceSegments,
     y: torch.Tensor,
     first_slice: int = 0,
+    *,
+    adds: bool = True,
 ) -> None:
     """Adds to y; one matrix product per segment and slice."""
     for tile in tiles_of(segments):
@@ -56,7 +74,7 @@ def lora_expand_reference(
             columns = slice(column, column + width)
             if tile.has(first_slice + index):
                 scaled = h[tile.places, index, :, : tile.rank].sum(1).mul_(scaling[tile.slot, index]).to(b.dtype)
-                y[tile.places, columns].addmm_(scaled, b[tile.rows, columns])
+                y[tile.places, columns].addmm_(scaled, b[tile.rows, columns], beta=int(adds))
             column += width
 
 
@@ -74,21 +92,32 @@ def _columns(block: Number, WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: con
 
 
 @jit
-def _added_planes(h: Pointer, known: Number, PLANES: constexpr, MAX_RANK: constexpr) -> Any:
+def _added_planes(h: Pointer, known: Number, PLANES: constexpr, max_rank: Number) -> Any:
     """The sum of a place's planes, in order."""
     total = tl.load(h, mask=known, other=0.0)
     for plane in tl.static_range(1, PLANES):
-        total += tl.load(h + plane * MAX_RANK, mask=known, other=0.0)
+        total += tl.load(h + plane * max_rank, mask=known, other=0.0)
     return total
+
+
+@jit
+def _b_part(
+    b: Pointer, rows: Number, rank: Number, columns: Number, inside: Number, b_stride: Number, WHOLE: constexpr
+) -> Any:
+    """Some rows of b, in a block of columns; those past the rank are not read."""
+    places = b + rows.to(tl.int64)[:, None] * b_stride + columns[None, :]
+    if WHOLE:
+        return tl.load(places, mask=(rows < rank)[:, None], other=0.0)
+    return tl.load(places, mask=(rows < rank)[:, None] & inside[None, :], other=0.0)
 
 
 @jit
 def _expand_rows_kernel(
     h: Pointer, b: Pointer, scaling: Pointer, y: Pointer, tiles: Pointer,
-    b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number,
+    b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number, max_rank: Number,
     WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: constexpr, SLICES: constexpr, PLANES: constexpr,
-    MAX_RANK: constexpr, FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr,
-    EARLY: constexpr,
+    FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr, EARLY: constexpr,
+    ADDS: constexpr,
 ) -> None:  # fmt: skip
     tile = tl.program_id(0)
     token = tl.load(tiles + tile).to(tl.int64)
@@ -103,39 +132,39 @@ def _expand_rows_kernel(
     columns = column + tl.arange(0, COLUMN_BLOCK)
     inside = columns < end
     factor = tl.load(scaling + slot * scaling_stride + slice_)
-    # y is asked for before the weights: its way here is as long as theirs.
     y += token * y_stride + columns
-    before = tl.load(y) if WHOLE else tl.load(y, mask=inside, other=0.0)
-    h += (token * SLICES + slice_) * (PLANES * MAX_RANK)
+    h += (token * SLICES + slice_) * (PLANES * max_rank)
     b += offset * b_stride
-    sums = tl.zeros((RANK_BLOCK, COLUMN_BLOCK), tl.float32)
-    for first in range(0, rank, RANK_BLOCK):
+    rows = tl.arange(0, RANK_BLOCK)
+    b_part = _b_part(b, rows, rank, columns, inside, b_stride, WHOLE)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    scaled = _added_planes(h + rows, rows < rank, PLANES, max_rank)
+    if ADDS:
+        before = tl.load(y) if WHOLE else tl.load(y, mask=inside, other=0.0)
+    sums = (scaled * factor)[:, None] * b_part.to(tl.float32)
+    # Unrolled: the weights of four turns are on their way at once.
+    for first in tl.range(RANK_BLOCK, rank, RANK_BLOCK, loop_unroll_factor=4):
         rows = first + tl.arange(0, RANK_BLOCK)
-        if not EARLY:
-            scaled = _added_planes(h + rows, rows < rank, PLANES, MAX_RANK)
-        b_rows = b + rows.to(tl.int64)[:, None] * b_stride + columns[None, :]
-        if WHOLE:
-            b_part = tl.load(b_rows, mask=(rows < rank)[:, None], other=0.0)
-        else:
-            b_part = tl.load(b_rows, mask=(rows < rank)[:, None] & inside[None, :], other=0.0)
-        if EARLY:
-            tl.extra.cuda.gdc_wait()
-            scaled = _added_planes(h + rows, rows < rank, PLANES, MAX_RANK)
+        b_part = _b_part(b, rows, rank, columns, inside, b_stride, WHOLE)
+        scaled = _added_planes(h + rows, rows < rank, PLANES, max_rank)
         sums += (scaled * factor)[:, None] * b_part.to(tl.float32)
-    total = (before.to(tl.float32) + tl.sum(sums, 0)).to(before.dtype)
+    total = tl.sum(sums, 0)
+    if ADDS:
+        total += before.to(tl.float32)
     if WHOLE:
-        tl.store(y, total)
+        tl.store(y, total.to(y.dtype.element_ty))
     else:
-        tl.store(y, total, mask=inside)
+        tl.store(y, total.to(y.dtype.element_ty), mask=inside)
 
 
 @jit
 def _expand_tiles_kernel(
     h: Pointer, b: Pointer, scaling: Pointer, y: Pointer, tiles: Pointer,
-    b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number,
+    b_stride: Number, scaling_stride: Number, y_stride: Number, capacity: Number, max_rank: Number,
     WIDTH_0: constexpr, WIDTH_1: constexpr, WIDTH_2: constexpr, SLICES: constexpr, PLANES: constexpr,
-    MAX_RANK: constexpr, FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr,
-    EARLY: constexpr, ROWS: constexpr,
+    FIRST_SLICE: constexpr, COLUMN_BLOCK: constexpr, RANK_BLOCK: constexpr, WHOLE: constexpr, EARLY: constexpr,
+    ADDS: constexpr, ROWS: constexpr,
 ) -> None:  # fmt: skip
     tile = tl.program_id(0)
     first_token = tl.load(tiles + tile)
@@ -154,25 +183,26 @@ def _expand_tiles_kernel(
     factor = tl.load(scaling + slot * scaling_stride + slice_)
     y_rows = y + tokens[:, None] * y_stride + columns[None, :]
     touched = (lines < count)[:, None] & inside[None, :]
-    before = tl.load(y_rows, mask=touched, other=0.0)
-    h_rows = h + ((tokens * SLICES + slice_) * (PLANES * MAX_RANK))[:, None]
+    h_rows = h + ((tokens * SLICES + slice_) * (PLANES * max_rank))[:, None]
     b += offset * b_stride
-    sums = tl.zeros((ROWS, COLUMN_BLOCK), tl.float32)
-    for first in range(0, rank, RANK_BLOCK):
+    rows = tl.arange(0, RANK_BLOCK)
+    b_part = _b_part(b, rows, rank, columns, inside, b_stride, WHOLE)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    if ADDS:
+        before = tl.load(y_rows, mask=touched, other=0.0)
+    known = (lines < count)[:, None] & (rows < rank)[None, :]
+    scaled = _added_planes(h_rows + rows[None, :], known, PLANES, max_rank)
+    sums = tl.dot((scaled * factor).to(b_part.dtype), b_part, input_precision="ieee")
+    for first in tl.range(RANK_BLOCK, rank, RANK_BLOCK, loop_unroll_factor=2):
         rows = first + tl.arange(0, RANK_BLOCK)
         known = (lines < count)[:, None] & (rows < rank)[None, :]
-        if not EARLY:
-            scaled = _added_planes(h_rows + rows[None, :], known, PLANES, MAX_RANK)
-        b_rows = b + rows.to(tl.int64)[:, None] * b_stride + columns[None, :]
-        if WHOLE:
-            b_part = tl.load(b_rows, mask=(rows < rank)[:, None], other=0.0)
-        else:
-            b_part = tl.load(b_rows, mask=(rows < rank)[:, None] & inside[None, :], other=0.0)
-        if EARLY:
-            tl.extra.cuda.gdc_wait()
-            scaled = _added_planes(h_rows + rows[None, :], known, PLANES, MAX_RANK)
+        scaled = _added_planes(h_rows + rows[None, :], known, PLANES, max_rank)
+        b_part = _b_part(b, rows, rank, columns, inside, b_stride, WHOLE)
         sums = tl.dot((scaled * factor).to(b_part.dtype), b_part, sums, input_precision="ieee")
-    tl.store(y_rows, (before.to(tl.float32) + sums).to(before.dtype), mask=touched)
+    if ADDS:
+        sums += before.to(tl.float32)
+    tl.store(y_rows, sums.to(y.dtype.element_ty), mask=touched)
 
 
 def expand_place(segments: DeviceSegments, slices: Sequence[int]) -> dict[str, int]:
@@ -183,15 +213,19 @@ def expand_place(segments: DeviceSegments, slices: Sequence[int]) -> dict[str, i
 
 def expand_plan(segments: DeviceSegments, slices: Sequence[int]) -> ExpandPlan:
     """The plan of a launch: the tuned one, or the one that arithmetic suggests."""
-    return tuned(device_of(segments.words), "lora_expand", expand_place(segments, slices), default_plan(segments))
+    place = expand_place(segments, slices)
+    return tuned(device_of(segments.words), "lora_expand", place, default_plan(segments, slices))
 
 
-def default_plan(segments: DeviceSegments) -> ExpandPlan:
-    """Narrow blocks while there are few tiles, for more programs; wide ones read longer runs of memory."""
+def default_plan(segments: DeviceSegments, slices: Sequence[int]) -> ExpandPlan:
+    """Blocks as wide as leave a program for every processor of a large card: wide ones read longer runs of memory."""
+    early = int(launches_early(segments.words))
     if segments.tile_rows == 1:
-        column_block = 128 if segments.num_tiles <= 4 else 256 if segments.num_tiles <= 16 else 512
-        return ExpandPlan(column_block, 2048 // column_block, 4, 1)
-    return ExpandPlan(128, 32, 4, 1)
+        wide = (1024, 512, 256)
+        blocks = (block for block in wide if segments.num_tiles * sum(slices) // block >= _PROGRAMS)
+        column_block = next(blocks, 128)
+        return ExpandPlan(column_block, 16 if column_block < 512 else 8, 4, 1, early)
+    return ExpandPlan(128, 32, 4, 1, early)
 
 
 def lora_expand(
@@ -203,14 +237,17 @@ def lora_expand(
     y: torch.Tensor,
     first_slice: int = 0,
     plan: ExpandPlan | None = None,
+    *,
+    adds: bool = True,
 ) -> None:
-    """Adds to y as above. slices: the slices' widths. first_slice, plan: as for `lora_shrink`.
+    """Adds to y as above, or, with adds=False, writes over what is there. slices: the slices' widths. first_slice,
+    plan: as for `lora_shrink`.
 
     Raises ValueError when shapes, dtypes, devices or strides do not fit together.
     """
     _check(h, b, scaling, slices, segments, y)
     if not runs_kernel(y):
-        lora_expand_reference(h, b, scaling, slices, segments, y, first_slice)
+        lora_expand_reference(h, b, scaling, slices, segments, y, first_slice, adds=adds)
         return
     if not isinstance(segments, DeviceSegments):
         raise ValueError("lora_expand: on a device segments must be DeviceSegments")  # noqa: TRY004 (as the others)
@@ -219,17 +256,17 @@ def lora_expand(
         kernel = _expand_rows_kernel if segments.tile_rows == 1 else _expand_tiles_kernel
         kernel[(segments.num_tiles, sum(cdiv(width, plan.column_block) for width in slices))](
             h, b, scaling, y, segments.words, b.stride(0), scaling.stride(0), y.stride(0), segments.words.stride(0),
-            **_constants(plan, slices, h.shape[2], h.shape[3], segments.tile_rows, first_slice),
+            h.shape[3], **_constants(plan, slices, h.shape[2], segments.tile_rows, first_slice), ADDS=adds,
             num_warps=plan.num_warps, num_stages=plan.num_stages, launch_pdl=bool(plan.early),
         )  # fmt: skip
 
 
 def _constants(
-    plan: ExpandPlan, slices: Sequence[int], planes: int, max_rank: int, tile_rows: int, first_slice: int
+    plan: ExpandPlan, slices: Sequence[int], planes: int, tile_rows: int, first_slice: int
 ) -> dict[str, int | bool]:
     widths = [*slices, 0, 0][:MAX_SLICES]
     constants: dict[str, int | bool] = {f"WIDTH_{index}": width for index, width in enumerate(widths)}
-    constants |= {"SLICES": len(slices), "PLANES": planes, "MAX_RANK": max_rank, "FIRST_SLICE": first_slice}
+    constants |= {"SLICES": len(slices), "PLANES": planes, "FIRST_SLICE": first_slice}
     constants |= {"COLUMN_BLOCK": plan.column_block, "RANK_BLOCK": plan.rank_block, "EARLY": plan.early}
     constants["WHOLE"] = all(width % plan.column_block == 0 for width in slices)
     return constants if tile_rows == 1 else {**constants, "ROWS": tile_rows}
@@ -263,17 +300,17 @@ def _check(
 def compile_cases() -> tuple[CompileCase, ...]:
     """Llama-2-7B's groups in bf16 at small and large steps, grouped-query widths, and widths that fit nothing."""
     cases = []
-    for slices, planes, tiles, early in (
-        ((4096,) * 3, 8, 1, 0),
-        ((11008,) * 2, 4, 32, 1),
-        ((4096, 1024, 1024), 1, 64, 0),
-        ((4096,), 1, 4, 1),
-        ((130, 31, 7), 1, 16, 0),
+    for slices, planes, tiles, early, adds in (
+        ((4096,) * 3, 8, 1, 0, False),
+        ((11008,) * 2, 4, 32, 1, False),
+        ((4096, 1024, 1024), 1, 64, 0, True),
+        ((4096,), 1, 4, 1, True),
+        ((130, 31, 7), 1, 16, 0, True),
     ):
         for tile_rows in (1, TILE_ROWS):
             segments = DeviceSegments(torch.empty((6, tiles), dtype=torch.int32), tiles, tile_rows, tiles, 64)
-            plan = default_plan(segments)._replace(early=early)
-            strides = {"b_stride", "y_stride"} if sum(slices) % 16 == 0 else set()
+            plan = default_plan(segments, slices)._replace(early=early)
+            strides = {"b_stride", "y_stride", "max_rank"} if sum(slices) % 16 == 0 else {"max_rank"}
             cases.append(
                 CompileCase(
                     f"{'+'.join(map(str, slices))}, {tiles} tiles of {tile_rows}",
@@ -282,9 +319,9 @@ def compile_cases() -> tuple[CompileCase, ...]:
                         **dict.fromkeys(("b", "y"), pointer(torch.bfloat16)),
                         **dict.fromkeys(("h", "scaling"), pointer(torch.float32)),
                         "tiles": pointer(torch.int32),
-                        **dict.fromkeys(("b_stride", "scaling_stride", "y_stride", "capacity"), "i32"),
+                        **dict.fromkeys(("b_stride", "scaling_stride", "y_stride", "capacity", "max_rank"), "i32"),
                     },
-                    _constants(plan, slices, 1 if tile_rows == 1 else planes, 64, tile_rows, 0),
+                    {**_constants(plan, slices, 1 if tile_rows == 1 else planes, tile_rows, 0), "ADDS": adds},
                     plan.num_warps,
                     plan.num_stages,
                     frozenset(strides),

@@ -25,11 +25,23 @@ from typing import Final, NamedTuple
 import torch
 
 from kernels.segments import TILE_ROWS, DeviceSegments, Segments, tiles_of
-from kernels.triton_jit import CompileCase, Number, Pointer, cdiv, constexpr, jit, pointer, runs_kernel, tl
+from kernels.triton_jit import (
+    CompileCase,
+    Number,
+    Pointer,
+    cdiv,
+    constexpr,
+    jit,
+    launches_early,
+    pointer,
+    runs_kernel,
+    tl,
+)
 from kernels.tuning import device_of, tuned
 
 # Programs that fill a large card about four times over.
 _PROGRAMS: Final = 512
+_WORKERS: Final = 64
 
 
 class ShrinkPlan(NamedTuple):
@@ -58,8 +70,8 @@ def lora_shrink_reference(
 @jit
 def _shrink_rows_kernel(
     x: Pointer, a: Pointer, h: Pointer, tiles: Pointer,
-    x_stride: Number, a_slice_stride: Number, a_row_stride: Number, capacity: Number,
-    IN: constexpr, SLICES: constexpr, MAX_RANK: constexpr, FIRST_SLICE: constexpr,
+    x_stride: Number, a_slice_stride: Number, a_row_stride: Number, capacity: Number, max_rank: Number,
+    IN: constexpr, SLICES: constexpr, FIRST_SLICE: constexpr,
     RANK_BLOCK: constexpr, IN_BLOCK: constexpr, EARLY: constexpr,
 ) -> None:  # fmt: skip
     if EARLY:
@@ -74,7 +86,7 @@ def _shrink_rows_kernel(
         return
     x += token.to(tl.int64) * x_stride
     a += slice_.to(tl.int64) * a_slice_stride + offset.to(tl.int64) * a_row_stride
-    h += (token.to(tl.int64) * SLICES + slice_) * MAX_RANK
+    h += (token.to(tl.int64) * SLICES + slice_) * max_rank
     columns = tl.arange(0, IN_BLOCK)
     for first in range(worker * RANK_BLOCK, rank, tl.num_programs(1) * RANK_BLOCK):
         rows = first + tl.arange(0, RANK_BLOCK)
@@ -96,8 +108,8 @@ def _shrink_rows_kernel(
 @jit
 def _shrink_tiles_kernel(
     x: Pointer, a: Pointer, h: Pointer, tiles: Pointer,
-    x_stride: Number, a_slice_stride: Number, a_row_stride: Number, capacity: Number,
-    IN: constexpr, SLICES: constexpr, MAX_RANK: constexpr, FIRST_SLICE: constexpr,
+    x_stride: Number, a_slice_stride: Number, a_row_stride: Number, capacity: Number, max_rank: Number,
+    IN: constexpr, SLICES: constexpr, FIRST_SLICE: constexpr,
     RANK_BLOCK: constexpr, IN_BLOCK: constexpr, EARLY: constexpr, PLANES: constexpr, STEPS: constexpr, ROWS: constexpr,
 ) -> None:  # fmt: skip
     if EARLY:
@@ -129,7 +141,7 @@ def _shrink_tiles_kernel(
             x_part = tl.load(x_rows + at[None, :], mask=x_inside, other=0.0)
             a_part = tl.load(a_rows + at[:, None], mask=a_inside, other=0.0)
             sums = tl.dot(x_part, a_part, sums, input_precision="ieee")
-        h_rows = h + ((tokens * SLICES + slice_) * PLANES + plane)[:, None] * MAX_RANK
+        h_rows = h + ((tokens * SLICES + slice_) * PLANES + plane)[:, None] * max_rank
         tl.store(h_rows + rows[None, :], sums, mask=(lines < count)[:, None] & (rows < rank)[None, :])
 
 
@@ -145,15 +157,15 @@ def shrink_plan(segments: DeviceSegments, slices: int, in_features: int) -> Shri
 
 
 def default_plan(segments: DeviceSegments, slices: int) -> ShrinkPlan:
-    """Enough programs for a large card, of as much work each as that allows."""
-    most = max(1, _PROGRAMS // (max(1, segments.num_tiles) * slices))
+    """Enough programs for a large card, of as much work each as that allows. Measured on an H100: a rank row a program,
+    whatever their number, where tiles have one token; and launches that overlap wherever they can."""
+    early = int(launches_early(segments.words))
     if segments.tile_rows == 1:
-        rank_block = 1 if segments.num_tiles <= 2 else 2 if segments.num_tiles <= 8 else 4
-        workers = min(most, cdiv(segments.max_rank, rank_block))
-        return ShrinkPlan(rank_block, 1024, 1, workers, 4, 1)
+        return ShrinkPlan(1, 1024, 1, min(segments.max_rank, _WORKERS), 4, 1, early)
+    most = max(1, _PROGRAMS // (max(1, segments.num_tiles) * slices))
     planes = 8 if segments.num_tiles <= 64 else 4 if segments.num_tiles <= 128 else 1
     workers = min(most, planes * cdiv(segments.max_rank, 16))
-    return ShrinkPlan(16, 256, planes, workers, 4, 3)
+    return ShrinkPlan(16, 256, planes, workers, 4, 3, early)
 
 
 def lora_shrink(
@@ -162,25 +174,39 @@ def lora_shrink(
     segments: Segments | DeviceSegments,
     first_slice: int = 0,
     plan: ShrinkPlan | None = None,
+    h: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns h as above. first_slice: the group's first slice, counted over all groups (see `Tile.slices`).
-    plan: for a bench that looks for a better one.
+    plan: for a bench that looks for a better one. h: what `empty_h` made, where the launch is in another stream than
+    the one that the result is used in.
 
     Raises ValueError when shapes, dtypes, devices or strides do not fit together.
     """
     _check(x, a, segments)
     slices = a.shape[0]
     if not runs_kernel(x):
-        h = torch.empty((x.shape[0], slices, 1, segments.max_rank), dtype=torch.float32, device=x.device)
+        if h is None:
+            h = torch.empty((x.shape[0], slices, 1, segments.max_rank), dtype=torch.float32, device=x.device)
         lora_shrink_reference(x, a, segments, h, first_slice)
         return h
     if not isinstance(segments, DeviceSegments):
         raise ValueError("lora_shrink: on a device segments must be DeviceSegments")  # noqa: TRY004 (as the others)
     plan = plan or shrink_plan(segments, slices, x.shape[1])
-    h = torch.empty((x.shape[0], slices, plan.planes, segments.max_rank), dtype=torch.float32, device=x.device)
+    h = _empty(x, slices, plan, segments) if h is None else h
     if segments.num_tiles:
         _launch(x, a, h, segments, plan, first_slice)
     return h
+
+
+def empty_h(x: torch.Tensor, a: torch.Tensor, segments: DeviceSegments) -> torch.Tensor:
+    """What `lora_shrink` would return, before anything is written."""
+    plan = shrink_plan(segments, a.shape[0], x.shape[1])
+    return _empty(x, a.shape[0], plan if runs_kernel(x) else plan._replace(planes=1), segments)
+
+
+def _empty(x: torch.Tensor, slices: int, plan: ShrinkPlan, segments: DeviceSegments) -> torch.Tensor:
+    shape = (x.shape[0], slices, plan.planes, segments.max_rank)
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
 def _launch(
@@ -189,15 +215,13 @@ def _launch(
     kernel = _shrink_rows_kernel if segments.tile_rows == 1 else _shrink_tiles_kernel
     kernel[(segments.num_tiles, plan.workers, a.shape[0])](
         x, a, h, segments.words, x.stride(0), a.stride(0), a.stride(1), segments.words.stride(0),
-        **_constants(plan, x.shape[1], a.shape[0], segments.max_rank, segments.tile_rows, first_slice),
+        h.shape[3], **_constants(plan, x.shape[1], a.shape[0], segments.tile_rows, first_slice),
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
 
 
-def _constants(
-    plan: ShrinkPlan, in_features: int, slices: int, max_rank: int, tile_rows: int, first_slice: int
-) -> dict[str, int]:
-    constants = {"IN": in_features, "SLICES": slices, "MAX_RANK": max_rank, "FIRST_SLICE": first_slice}
+def _constants(plan: ShrinkPlan, in_features: int, slices: int, tile_rows: int, first_slice: int) -> dict[str, int]:
+    constants = {"IN": in_features, "SLICES": slices, "FIRST_SLICE": first_slice}
     constants |= {"RANK_BLOCK": plan.rank_block, "IN_BLOCK": plan.in_block, "EARLY": plan.early}
     if tile_rows > 1:
         steps = cdiv(in_features, plan.planes * plan.in_block)
@@ -228,7 +252,8 @@ def compile_cases() -> tuple[CompileCase, ...]:
         for tile_rows in (1, TILE_ROWS):
             segments = DeviceSegments(torch.empty((6, tiles), dtype=torch.int32), tiles, tile_rows, tiles, 64)
             plan = default_plan(segments, slices)._replace(early=early)
-            strides = {"x_stride", "a_slice_stride", "a_row_stride"} if in_features % 16 == 0 else set()
+            strides = {"max_rank"}
+            strides |= {"x_stride", "a_slice_stride", "a_row_stride"} if in_features % 16 == 0 else set()
             cases.append(
                 CompileCase(
                     f"{slices}x{in_features}, {tiles} tiles of {tile_rows}",
@@ -237,10 +262,10 @@ def compile_cases() -> tuple[CompileCase, ...]:
                         **dict.fromkeys(("x", "a"), pointer(torch.bfloat16)),
                         "h": pointer(torch.float32),
                         "tiles": pointer(torch.int32),
-                        **dict.fromkeys(("x_stride", "a_row_stride", "capacity"), "i32"),
+                        **dict.fromkeys(("x_stride", "a_row_stride", "capacity", "max_rank"), "i32"),
                         "a_slice_stride": slice_stride,
                     },
-                    _constants(plan, in_features, slices, 64, tile_rows, 0),
+                    _constants(plan, in_features, slices, tile_rows, 0),
                     plan.num_warps,
                     plan.num_stages,
                     frozenset(strides),

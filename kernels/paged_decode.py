@@ -23,7 +23,18 @@ from typing import Final, NamedTuple
 import torch
 
 from kernels.cell_scan import ScoreScales, scan_cells
-from kernels.triton_jit import CompileCase, Number, Pointer, cdiv, constexpr, jit, next_power_of_2, pointer, tl
+from kernels.triton_jit import (
+    CompileCase,
+    Number,
+    Pointer,
+    cdiv,
+    constexpr,
+    jit,
+    launches_early,
+    next_power_of_2,
+    pointer,
+    tl,
+)
 
 MAX_SPLITS: Final = 32
 # Programs wanted per processor: fewer leave memory idle, more only add parts to be summed.
@@ -115,7 +126,10 @@ def _paged_decode_kernel(
     INDEXED: constexpr,
     WINDOWED: constexpr,
     CAPPED: constexpr,
+    EARLY: constexpr,
 ) -> None:
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     kv_head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(contexts + row)
     token = row.to(tl.int64)
@@ -215,8 +229,10 @@ def paged_decode(
         INDEXED=rows.tokens is not None,
         WINDOWED=window is not None,
         CAPPED=softcap is not None,
+        EARLY=launches_early(q),
         num_warps=_WARPS,
         num_stages=_STAGES,
+        launch_pdl=launches_early(q),
     )
 
 
@@ -242,6 +258,7 @@ def compile_cases() -> tuple[CompileCase, ...]:
     """Llama-2-7B, Llama-3-8B, Gemma-2-9B and a small one, as they are served."""
     shapes = {
         "mha": (32, 32, 128, 16, 8, torch.bfloat16, False, False),
+        "early": (32, 32, 128, 16, 8, torch.bfloat16, False, False),
         "gqa": (32, 8, 128, 16, 16, torch.bfloat16, False, False),
         "unsplit": (32, 8, 128, 32, 1, torch.float16, False, False),
         "gemma": (16, 8, 256, 16, 32, torch.bfloat16, True, True),
@@ -265,11 +282,13 @@ def compile_cases() -> tuple[CompileCase, ...]:
                 "INDEXED": False,
                 "WINDOWED": windowed,
                 "CAPPED": capped,
+                "EARLY": name == "early",
             },
             num_warps=_WARPS,
             num_stages=_STAGES,
             divisible=frozenset({"q_stride", "out_stride", "block_stride"}),
             tensor_cores="none" if dtype == torch.float32 else "mma",
+            archs=(90,) if name == "early" else (80, 90),
         )
         for name, (heads, kv_heads, dim, block_tokens, splits, dtype, windowed, capped) in shapes.items()
     )

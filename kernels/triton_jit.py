@@ -11,6 +11,7 @@ Every file with kernels exports `compile_cases()`: the specialisations that its 
 the same functions. Tests compile them all for sm_80 and sm_90 without a GPU.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +98,37 @@ def runs_kernel(tensor: torch.Tensor) -> bool:
     if tensor.is_cuda and IS_INTERPRETED:
         raise InterpreterMixed("TRITON_INTERPRET is set: kernels would run in Python on a GPU's tensors; unset it")
     return tensor.is_cuda or _Switch.on
+
+
+_HOPPER: Final = 9
+
+
+class _Early:
+    """Whether launches overlap at all; benches turn it off to see what it is worth."""
+
+    on = True
+
+
+@contextmanager
+def one_after_the_other() -> Iterator[None]:
+    """Within this block no kernel is launched early."""
+    before, _Early.on = _Early.on, False
+    try:
+        yield
+    finally:
+        _Early.on = before
+
+
+def launches_early(tensor: torch.Tensor) -> bool:
+    """Whether a kernel for this tensor is launched while the one before it in the queue still runs (programmatic
+    dependent launch, from sm_90 on). Such a kernel calls `gdc_wait` before it touches anything that earlier kernels
+    write or read, and so saves the time in which the device would have set it up."""
+    return tensor.is_cuda and _Early.on and _capability(tensor.device.index or 0) >= _HOPPER
+
+
+@functools.cache
+def _capability(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
 
 
 def pointer(dtype: torch.dtype) -> str:

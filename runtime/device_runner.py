@@ -121,7 +121,7 @@ class DeviceRunner:
             self._pool = AdapterPool(geometry, sizes.adapter_rows, sizes.max_slots, torch_dtype, self.device)
             self._decoder = make_decoder(self._cache, torch_dtype, self.device)
             rotations = Rotations(config.kinds, geometry.head_dim, longest, self.device)
-            self._model = DeviceDecoder(self._decoder, self._pool, rotations)
+            self._model = DeviceDecoder(self._decoder, self._pool, rotations, self.queues)
             table_blocks = cdiv(longest, sizes.block_tokens)
             self._writer = StepWriter(self._pool, sizes.block_tokens, num_blocks, table_blocks, self._buckets)
             self._copies = AdapterCopies(self._pool, self.queues, slab_bytes=sizes.slab_bytes, start=start)

@@ -1,18 +1,17 @@
 """Host memory that a GPU copies from directly: pages that the system may not move, registered with the driver.
 
 A copy from ordinary memory goes through the driver's own small buffer and holds up the caller; from registered memory
-it is one transfer that runs beside everything else. Buffers are registered when they are made, one each for a whole
-adapter (never one per tensor), and given back when the last view of them is gone. Whoever asks for one is on a thread
-of the tiers, where a registration's few milliseconds hurt nobody.
+it is one transfer that runs beside everything else. Registering costs as much as reading a file into the pages, so
+pages stay registered while they are kept for the next adapter (`storage.buffers.Recycled`). Whoever asks for new ones
+is on a thread of the tiers, where the milliseconds hurt nobody. Small adapters are not registered: they go through a
+slab.
 """
 
-import ctypes
 import logging
-import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from storage.buffers import Allocate, allocate
+from storage.buffers import Recycled
 
 logger = logging.getLogger(__name__)
 
@@ -29,28 +28,22 @@ class Driver(Protocol):
         ...
 
 
-def pinned_allocator(driver: Callable[[], Driver] | None = None) -> Allocate:
+def pinned(max_bytes: int, driver: Callable[[], Driver] | None = None) -> Recycled:
     """Registered buffers; ordinary ones where the driver refuses, which costs speed and nothing else."""
-    driver = driver or _cudart
-    refused = False
+    find, refused = driver or _cudart, False
 
-    def allocate_pinned(size_bytes: int) -> memoryview:
+    def pin(address: int, length: int) -> Callable[[], object]:
         nonlocal refused
-        buffer = allocate(size_bytes)
-        anchor = (ctypes.c_char * size_bytes).from_buffer(buffer)
-        pointer = ctypes.addressof(anchor)
-        runtime = driver()
-        error = int(runtime.cudaHostRegister(pointer, size_bytes, 0))
-        if error:
-            if not refused:
-                refused = True
-                logger.warning("host memory cannot be registered with the GPU (error %d); copies are slower", error)
-            return buffer
-        # The anchor lives as long as any view that is handed out; it holds the buffer, and its end the registration.
-        weakref.finalize(anchor, runtime.cudaHostUnregister, pointer)
-        return memoryview(anchor).cast("B")
+        found = find()
+        error = int(found.cudaHostRegister(address, length, 0))
+        if not error:
+            return lambda: found.cudaHostUnregister(address)
+        if not refused:
+            refused = True
+            logger.warning("host memory cannot be registered with the GPU (error %d); copies are slower", error)
+        return lambda: None
 
-    return allocate_pinned
+    return Recycled(max_bytes, pin)
 
 
 def _cudart() -> Driver:

@@ -35,7 +35,7 @@ from runtime.listen import bind
 from runtime.memory_plan import Limits, needs_of
 from runtime.model_size import ModelSize
 from runtime.own_thread import in_own_thread
-from runtime.pinned import pinned_allocator
+from runtime.pinned import pinned
 from runtime.protocol import EXIT_CONFIG, Grammar, ModelInfo
 from runtime.service import RuntimeService
 from runtime.slots import SlotPool
@@ -278,7 +278,7 @@ async def _tiers(config: RuntimeConfig) -> AsyncIterator[Tiers]:
             negative_ttl_s=config.tier_negative_ttl_s,
             # A folder gives its bytes in one stream; over a network several connections are faster than one.
             downloads=Downloads(objects, parallel=1 if config.objects == "local" else config.tier_ranges),
-            allocate=pinned_allocator() if config.device == "cuda" else None,
+            allocate=pinned(config.tier_memory_bytes).allocate if config.device == "cuda" else None,
         )
         await tiers.open()
         stack.push_async_callback(tiers.aclose)

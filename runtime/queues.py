@@ -1,7 +1,9 @@
-"""The two queues of a device: steps run on one, adapters travel on the other, and marks say how far each has come.
+"""The queues of a device: steps run on one, adapters travel on another, and marks say how far each has come.
 
     compute  ── step 1 ──●── step 2 ──●──────────── step 3 ──●──        ● a mark
     copies        └───── bytes ── scatter ──●───────┘                   step 3 waits for the adapter's mark
+
+A third one, `beside`, takes what a step can do at the same time as something else of its own.
 
 Work in one queue runs in order; across queues only what waits for a mark does. Nothing here makes the host wait but
 `Mark.wait`. On a CPU work is done when it is called, so all marks are reached.
@@ -48,11 +50,14 @@ class Queues(NamedTuple):
 
     compute: Queue
     copies: Queue
+    beside: Queue
 
 
 def queues_of(device: torch.device) -> Queues:
     """New ones."""
-    return Queues(_CudaQueue(device), _CudaQueue(device)) if device.type == "cuda" else Queues(HostQueue(), HostQueue())
+    if device.type == "cuda":
+        return Queues(_CudaQueue(device), _CudaQueue(device), _CudaQueue(device, first=True))
+    return Queues(HostQueue(), HostQueue(), HostQueue())
 
 
 class HostQueue:
@@ -83,10 +88,10 @@ _REACHED = _Reached()
 
 
 class _CudaQueue:
-    """A stream. `stream` is torch's."""
+    """A stream. `stream` is torch's. first: its programs are begun before other streams' where both wait."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own is untyped
+    def __init__(self, device: torch.device, *, first: bool = False) -> None:
+        self.stream = torch.cuda.Stream(device, priority=-int(first))  # type: ignore[no-untyped-call]  # untyped
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:

@@ -22,6 +22,9 @@ from storage.tier_records import Histogram, LoadTimes
 logger = logging.getLogger(__name__)
 
 MAX_WARM: Final = 4096
+# Of copies begun in one step, but for the first: an adapter passes through the device's memory three times on its way,
+# and a crowd that arrives at once may take a few hundredths of a large model's step, not all of it.
+BESIDE_BYTES: Final = 96 * 1024**2
 
 
 class Residency:
@@ -276,11 +279,17 @@ class Residency:
         adapter.copy_began_at = self._clock()
 
     def _copy_beside(self, runner: CopiesBeside) -> list[tuple[str, Failure]]:
-        """Starts the copies that have found rows, and looks which have ended; waits for none."""
+        """Starts copies that have found rows, one or as many as BESIDE_BYTES allow, and looks which have ended; waits
+        for none."""
         failures: list[tuple[str, Failure]] = []
+        budget = BESIDE_BYTES
         for adapter in [item for item in self._adapters.values() if item.state is AdapterState.COPYING]:
             assert adapter.packed is not None
             header, slot = adapter.packed.header, self._slot(adapter)
+            if not adapter.layers_written:
+                if budget < BESIDE_BYTES and budget < header.payload_bytes:
+                    continue
+                budget -= header.payload_bytes
             try:
                 if not adapter.layers_written:
                     runner.begin_adapter(slot.number, slot.offset, adapter.packed)

@@ -30,8 +30,8 @@ from runtime.layers.step_layout import StepLayout, StepSizes
 # Kernels are compiled for strides that are multiples of 16 and for others: room for tiles always is one.
 _TILE_ROOM: Final = 16
 _NO_TABLE: Final = (-1, np.empty(0, np.int32))
-# h of the shrink is this wide, or wider where an adapter's rank asks for it: it is a constant of the kernels.
-LEAST_RANK_WIDTH: Final = 64
+# h of the shrink is this wide, or as many times twice as a step's largest rank asks for: graphs know it.
+LEAST_RANK_WIDTH: Final = 16
 
 
 class DecodeShape(NamedTuple):
@@ -59,6 +59,11 @@ class DeviceStep:
     sampling: SamplingRows
     segments: DeviceSegments | None
     groups: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every row is one new token that samples: the step may be a graph."""
+        return self.sampled is None
 
     @property
     def num_sampled(self) -> int:
@@ -113,7 +118,6 @@ class StepWriter:
         self._layouts: dict[StepSizes, StepLayout] = {}
         most = self._row_buckets[-1]
         self.most_bytes = StepLayout(StepSizes(most, most, 0, 0, most, _room(most), False, table_blocks)).num_bytes
-        self.rank_width = min(LEAST_RANK_WIDTH, next_power_of_2(pool.num_rows))
 
     def plan(self, rows: Sequence[Row]) -> HostStep:
         """Sizes of the step; nothing is written yet. Raises RunnerMisused for a slot that is not READY."""
@@ -273,14 +277,13 @@ class StepWriter:
         )
         if not segments.max_rank:
             return None  # adapters whose weights change nothing
-        if segments.max_rank > self.rank_width:
-            self.rank_width = next_power_of_2(segments.max_rank)
         groups = 0
         for slot in slots:
             groups |= self._pool.group_bits(slot)
         tile_rows = tile_rows_for(segments)
         num_tiles = sum(cdiv(one.end - one.start, tile_rows) for one in segments.with_adapters())
-        return _Lora(segments, tile_rows, num_tiles, groups, self.rank_width)
+        rank_width = max(LEAST_RANK_WIDTH, next_power_of_2(segments.max_rank))
+        return _Lora(segments, tile_rows, num_tiles, groups, rank_width)
 
 
 def _room(tiles: int) -> int:

@@ -15,17 +15,16 @@ import torch
 
 from kernels.device_attention import device_attention
 from kernels.head_norm import head_norm_
-from kernels.lora_expand import lora_expand
-from kernels.lora_shrink import lora_shrink
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope_write_kv
 from kernels.silu_mul import gated_activation
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.attention import Attention
+from runtime.layers.device_lora import DeviceLora, Product
 from runtime.layers.device_step import DeviceStep
-from runtime.layers.linear import LoraLinear
 from runtime.layers.rotary import Rotations
 from runtime.models.decoder import Decoder, DecoderLayer
+from runtime.queues import Queues
 
 Turns = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """(cos, sin) of the step's positions, by rotary table."""
@@ -34,8 +33,8 @@ Turns = Sequence[tuple[torch.Tensor, torch.Tensor]]
 class DeviceDecoder:
     """One model. It keeps nothing of a step."""
 
-    def __init__(self, decoder: Decoder, pool: AdapterPool, rotations: Rotations) -> None:
-        self._decoder, self._pool, self._rotations = decoder, pool, rotations
+    def __init__(self, decoder: Decoder, pool: AdapterPool, rotations: Rotations, queues: Queues) -> None:
+        self._decoder, self._rotations, self._lora = decoder, rotations, DeviceLora(pool, queues)
         self._windows = tuple(kind.window for kind in decoder.config.kinds)
 
     def forward(self, step: DeviceStep, drawn: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -55,42 +54,40 @@ class DeviceDecoder:
             for cos, sin in self._rotations.tables
         ]
         layers = decoder.layers
+        self._lora.begin(step, hidden.shape[0])
         x = rms_norm(hidden, layers[0].attention_norm, eps)
         for index, layer in enumerate(layers):
-            x = self._attended(x, layer, step, turns)
-            x = rms_norm(x, layer.mlp_norm, eps, hidden)
-            x = self._mlp(x, layer, step)
+            attended = self._attended(x, layer, step, turns)
+            x = rms_norm(attended.base, layer.mlp_norm, eps, hidden, attended.delta)
+            last = self._mlp(x, layer, step)
             if index + 1 < len(layers):
-                x = rms_norm(x, layers[index + 1].attention_norm, eps, hidden)
+                x = rms_norm(last.base, layers[index + 1].attention_norm, eps, hidden, last.delta)
         if step.sampled is not None:
-            x, hidden = x.index_select(0, step.sampled), hidden.index_select(0, step.sampled)
-        x = rms_norm(x, decoder.norm, eps, hidden)
+            last = Product(last.joined().index_select(0, step.sampled))
+            hidden = hidden.index_select(0, step.sampled)
+        x = rms_norm(last.base, decoder.norm, eps, hidden, last.delta)
         logits = torch.mm(x, decoder.head.T) if out is None else torch.mm(x, decoder.head.T, out=out)
         cap = decoder.config.logits_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _attended(self, x: torch.Tensor, layer: DecoderLayer, step: DeviceStep, turns: Turns) -> torch.Tensor:
+    def _attended(self, x: torch.Tensor, layer: DecoderLayer, step: DeviceStep, turns: Turns) -> Product:
         attention: Attention = layer.attention
-        qkv = self._linear(attention.qkv, x, step)
+        qkv = self._lora.product(attention.qkv, x, step)
         if attention.qk_norm is not None:
-            head_norm_(qkv, attention.qk_norm, attention.norm_eps)
+            qkv = Product(qkv.joined())
+            head_norm_(qkv.base, attention.qk_norm, attention.norm_eps)
         cos, sin = turns[self._rotations.of_kind[attention.kind]]
-        q = rope_write_kv(qkv, cos, sin, attention.cache, step.places, attention.num_heads)
+        q = rope_write_kv(qkv.base, cos, sin, attention.cache, step.places, attention.num_heads, qkv.delta)
         window = self._windows[attention.kind]
         attended = device_attention(q, attention.cache, step.attention, window, attention.scale, attention.softcap)
-        out = self._linear(attention.o, attended.view(x.shape[0], -1), step)
-        norm = layer.attention_out_norm
-        return out if norm is None else rms_norm(out, norm, self._decoder.config.norm_eps)
+        out = self._lora.product(attention.o, attended.view(x.shape[0], -1), step)
+        return self._normed(out, layer.attention_out_norm)
 
-    def _mlp(self, x: torch.Tensor, layer: DecoderLayer, step: DeviceStep) -> torch.Tensor:
-        gated = gated_activation(self._linear(layer.mlp.gate_up, x, step), layer.mlp.activation)
-        out = self._linear(layer.mlp.down, gated, step)
-        return out if layer.mlp_out_norm is None else rms_norm(out, layer.mlp_out_norm, self._decoder.config.norm_eps)
+    def _mlp(self, x: torch.Tensor, layer: DecoderLayer, step: DeviceStep) -> Product:
+        gate_up = self._lora.product(layer.mlp.gate_up, x, step)
+        gated = gated_activation(gate_up.base, layer.mlp.activation, gate_up.delta)
+        return self._normed(self._lora.product(layer.mlp.down, gated, step), layer.mlp_out_norm)
 
-    def _linear(self, linear: LoraLinear, x: torch.Tensor, step: DeviceStep) -> torch.Tensor:
-        y = torch.nn.functional.linear(x, linear.weight, linear.bias)
-        if step.segments is not None and step.groups >> linear.group & 1:
-            weights, group = self._pool.weights(linear.layer, linear.group), self._pool.groups[linear.group]
-            h = lora_shrink(x, weights.a, step.segments, group.first_module)
-            lora_expand(h, weights.b, weights.scaling, group.slices, step.segments, y, group.first_module)
-        return y
+    def _normed(self, out: Product, weight: torch.Tensor | None) -> Product:
+        eps = self._decoder.config.norm_eps
+        return out if weight is None else Product(rms_norm(out.base, weight, eps, delta=out.delta))

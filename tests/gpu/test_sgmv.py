@@ -34,7 +34,7 @@ STEPS: list[list[tuple[int, int]]] = [
     [(0, 16), (2, 17)], [(slot, 3 + slot) for slot in range(6)], [(BASE_SLOT, 33)], [(4, 33)],
     [(BASE_SLOT, 30), (1, 1), (3, 1), (5, 1)],
 ]  # fmt: skip
-FEW, FEW_TILES = [[(0, 16), (2, 17)], [(BASE_SLOT, 31), (4, 2)]], 33
+FEW, FEW_TILES = [[(0, 16), (2, 17)], [(BASE_SLOT, 31), (4, 2)]], {1: 33, TILE_ROWS: 3}
 EARLY, REPEATS = 1, 20
 QUEUED, LONG, POOL = 16, 3001, (11008, (1 << 31) // 11008 + 4096)
 
@@ -89,7 +89,7 @@ def test_a_graph_serves_fewer_and_more_adapters_than_it_was_captured_with(tile_r
 
 @BOTH
 def test_a_graph_for_few_tiles(tile_rows: int) -> None:
-    check_replays(_steps(*(FEW * 2)), tile_rows, num_tiles=FEW_TILES)
+    check_replays(_steps(*(FEW * 2)), tile_rows, num_tiles=FEW_TILES[tile_rows])
 
 
 @BOTH

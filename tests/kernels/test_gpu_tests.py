@@ -34,7 +34,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> N
     monkeypatch.setattr(sgmv, "SHAPES", toys)
     monkeypatch.setattr(sgmv, "STEPS", [[(0, 1), (2, 2)], [(0, 1), (1, 1), (3, 1)], [(-1, 3)], [(1, 3)]])
     monkeypatch.setattr(sgmv, "FEW", [[(-1, 1), (2, 2)], [(0, 1), (1, 2)]])
-    monkeypatch.setattr(sgmv, "FEW_TILES", 3)
+    monkeypatch.setattr(sgmv, "FEW_TILES", {1: 3, 16: 2})
     monkeypatch.setattr(sgmv, "EARLY", 0)
     monkeypatch.setattr(sgmv, "REPEATS", 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))

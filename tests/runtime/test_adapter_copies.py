@@ -15,7 +15,7 @@ import torch
 from runtime.errors import AdapterInvalid, RunnerMisused
 from runtime.layers.adapter_copies import AdapterCopies
 from runtime.layers.adapter_pool import AdapterPool
-from runtime.queues import Mark, Queues
+from runtime.queues import HostQueue, Mark, Queues
 from storage.geometry import MODULES, Geometry
 from storage.packed import AdapterDtype, LoraMatrices, Packed, PackedHeader, read_packed, write_packed
 
@@ -72,7 +72,7 @@ class Bench:
     ) -> None:
         self.pool = AdapterPool(GEOMETRY, rows, 8, dtype, CPU)
         self.compute, self.copies = ScriptedQueue(instant=True), ScriptedQueue(instant=instant)
-        queues = Queues(self.compute, self.copies)
+        queues = Queues(self.compute, self.copies, HostQueue())
         self.way = AdapterCopies(self.pool, queues, slab_bytes=slab_bytes, start=at_once)
 
 

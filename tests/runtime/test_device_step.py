@@ -46,7 +46,7 @@ def test_a_decode_step_and_its_padding() -> None:
         row(1, [11], 5, [8, 3]), row(2, [PENDING], 9, [4, 5, 6], sampling=sampling), row(3, [13], 0, [7], slot=2),
         drawn={2: 1},
     )  # fmt: skip
-    assert shape == DecodeShape(4, 1, 1, 0b1111, 64)
+    assert shape == DecodeShape(4, 1, 1, 0b1111, 16)
     assert step.ids.tolist()[::2] == [11, 13]
     assert step.sources.tolist() == [-1, 1, -1, -1]
     assert step.positions.tolist() == [5, 9, 0, 0]
@@ -91,11 +91,11 @@ def test_a_mixed_step() -> None:
     [
         ([-1, -1, -1], DecodeShape(4)),
         ([-1], DecodeShape(1)),
-        ([-1, 0, 1, 2], DecodeShape(4, 4, 1, 15, 64)),
-        ([-1, -1, 5, 6], DecodeShape(4, 2, 1, 15, 64)),
-        ([3] * 8, DecodeShape(8, 1, TILE_ROWS, 15, 64)),
-        ([3] * 5, DecodeShape(8, 1, TILE_ROWS, 15, 64)),
-        ([0, 1, 2, 3, 4], DecodeShape(8, 8, 1, 15, 64)),
+        ([-1, 0, 1, 2], DecodeShape(4, 4, 1, 15, 16)),
+        ([-1, -1, 5, 6], DecodeShape(4, 2, 1, 15, 16)),
+        ([3] * 8, DecodeShape(8, 1, TILE_ROWS, 15, 16)),
+        ([3] * 5, DecodeShape(8, 1, TILE_ROWS, 15, 16)),
+        ([0, 1, 2, 3, 4], DecodeShape(8, 8, 1, 15, 16)),
     ],
 )  # fmt: skip
 def test_few_shapes_serve_all_decode_steps(slots: list[int], shape: DecodeShape) -> None:
@@ -110,12 +110,13 @@ def test_more_rows_than_the_largest_bucket_are_a_mixed_step() -> None:
     assert step.num_sampled == 3
 
 
-def test_a_wide_adapter_widens_h_for_good() -> None:
+def test_h_is_as_wide_as_the_widest_adapter_of_the_step_asks() -> None:
     host = Host()
     fill_with_random(POOL, 9, 0, 100, 1)
-    assert host.step(row(1, [5], 0, [0], 1))[0] == DecodeShape(1, 1, 1, 15, 64)
+    assert host.step(row(1, [5], 0, [0], 1))[0] == DecodeShape(1, 1, 1, 15, 16)
     assert host.step(row(1, [5], 0, [0], 9))[0] == DecodeShape(1, 1, 1, 15, 128)
-    assert host.step(row(1, [5], 0, [0], 1))[0] == DecodeShape(1, 1, 1, 15, 128)
+    assert host.step(row(1, [5], 0, [0], 1), row(2, [5], 0, [1], 9))[0] == DecodeShape(2, 2, 1, 15, 128)
+    assert host.step(row(1, [5], 0, [0], 1))[0] == DecodeShape(1, 1, 1, 15, 16)
 
 
 def test_tables_are_taken_over_from_the_last_step_as_far_as_they_are_the_same() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from runtime.protocol import SamplingParams, Submit
+from storage.packed import Packed
 from tests.runtime import test_fairness, test_priorities, test_shares
 from tests.runtime.fakes import EOS, FakeRunner, answer, ref, submit, tokens_of
 from tests.runtime.fakes_ahead import AheadRunner
@@ -272,3 +273,31 @@ def test_a_step_that_only_copies_says_so() -> None:
     plain.step()
     plain.load("x")
     assert not any(plain.engine.step().only_copies for _ in range(6)), "slices are written by steps, at once"
+
+
+def test_a_crowd_of_adapters_begins_a_few_each_step() -> None:
+    """One at least, and no more bytes than running sequences bear without noticing."""
+    rig, runner = rig_ahead()
+    begun, begin = list[int](), runner.begin_adapter
+
+    def note(slot: int, row_offset: int, packed: Packed) -> None:
+        begun.append(packed.header.payload_bytes)
+        begin(slot, row_offset, packed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "begin_adapter", note)
+        patch.setattr(runner, "poll_adapter", lambda slot: False)
+        patch.setattr("runtime.residency.BESIDE_BYTES", 1)
+        for index, name in enumerate("wxyz"):
+            rig.submit(submit(index, adapter=ref(name), max_tokens=3))
+        rig.step()
+        for name in "wxyz":
+            rig.load(name)
+        for steps in range(1, 4):
+            rig.step()
+            assert len(begun) == steps
+        patch.setattr("runtime.residency.BESIDE_BYTES", 100 * max(begun))
+        rig.step()
+        assert len(begun) == 4
+    rig.run()
+    assert rig.tokens(3) == answer(submit(3, adapter=ref("z"), max_tokens=3))

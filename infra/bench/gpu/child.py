@@ -30,9 +30,10 @@ class Out:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def measured(self, key: str, measure: Callable[[], Line]) -> Line | None:
-        """Writes what `measure` returns, or why there is nothing; returns it if there is."""
-        if time.monotonic() > self._end:
+    def measured(self, key: str, measure: Callable[[], Line], reserve_s: float = 0.0) -> Line | None:
+        """Writes what `measure` returns, or why there is nothing; returns it if there is. reserve_s: not begun when
+        less is left, which is others'."""
+        if time.monotonic() > self._end - reserve_s:
             self.write({"key": key, "note": "no time was left"})
             return None
         try:

@@ -9,11 +9,13 @@ requests are withdrawn. So what differs from a quiet window is loading alone. A 
 one of as many steps, from the same contexts, take turns; the gaps between the tokens of every sequence count.
 """
 
+import hashlib
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +23,14 @@ import torch
 
 from infra.bench.gpu.child import Line, arguments
 from infra.bench.gpu.device import about, finish, free_bytes, opened
-from infra.bench.gpu.serving import Serving, from_file, in_host_memory, packed_bytes
+from infra.bench.gpu.serving import Serving, host_memory, in_host_memory, packed_bytes
 from infra.bench.gpu.settings import Setting, cell_bytes, rank_row_bytes, setting_of
 from kernels.triton_jit import cdiv
 from runtime.device_runner import DeviceRunner, DeviceSizes
 from runtime.engine import StepResult
 from runtime.models.config import ModelConfig
-from storage.packed import Packed
+from storage.packed import Packed, read_packed
+from storage.verified_read import READERS, read_verified
 
 _HOT = 8
 _FILES = 4
@@ -74,14 +77,22 @@ class Loads:
         return self._alone(lambda: self._files[0])
 
     def from_file(self, cold: bool) -> Line:
-        """From a file: read into registered memory, parsed, copied. cold: its pages are not in memory."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "adapter"
-            path.write_bytes(self._data[0])
+        """From a file, as the disk tier reads one that it has read before: all of it checked, into registered memory of
+        an adapter that is gone; then parsed and copied. cold: its pages are not in memory."""
+        data, memory = self._data[0], host_memory(self._device)
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(READERS) as pool:
+            path, digest = Path(folder) / "adapter", hashlib.sha256(data).hexdigest()
+            path.write_bytes(data)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+                known = read_verified(file.fileno(), len(data), digest, None, memory.allocate, pool)[1]
 
-            return self._alone(lambda: from_file(path, self._device), lambda: _forget(path) if cold else None)
+                def read() -> Packed:
+                    nonlocal known
+                    buffer, known = read_verified(file.fileno(), len(data), digest, known, memory.allocate, pool)
+                    return read_packed(buffer)
+
+                return self._alone(read, lambda: _forget(path) if cold else None)
 
     def _alone(self, packed: Callable[[], Packed], before: Callable[[], object] = lambda: None) -> Line:
         """Milliseconds until a step could use it; the bare copy's in turns."""

@@ -8,7 +8,6 @@ tier's is (`runtime/pinned.py`). A few files stand for any number of adapters: e
 import io
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,15 +17,16 @@ from infra.bench.gpu.settings import Setting
 from runtime.adapter import Way
 from runtime.device_runner import DeviceRunner
 from runtime.engine import Engine, EngineLimits, StepResult
-from runtime.pinned import pinned_allocator
+from runtime.pinned import pinned
 from runtime.protocol import AdapterRef, ModelInfo, SamplingParams, Submit
-from storage.buffers import allocate
+from storage.buffers import Recycled
 from storage.geometry import MODULES
 from storage.packed import LoraMatrices, Packed, read_packed, write_packed
 
 OWNER: Final = 1
 ACCOUNT: Final = "bench"
 MAX_WAITING: Final = 2048
+_HOST_BYTES: Final = 1 << 30
 
 
 def packed_bytes(setting: Setting, rank: int, seed: int) -> bytes:
@@ -51,21 +51,14 @@ def packed_bytes(setting: Setting, rank: int, seed: int) -> bytes:
 
 def in_host_memory(data: bytes, device: torch.device) -> Packed:
     """As the memory tier has it."""
-    make = pinned_allocator() if device.type == "cuda" else allocate
-    buffer = make(len(data))
+    buffer = host_memory(device).allocate(len(data))
     buffer[:] = data
     return read_packed(buffer)
 
 
-def from_file(path: Path, device: torch.device) -> Packed:
-    """As the disk tier brings it up: one read, into memory that the device copies from."""
-    make = pinned_allocator() if device.type == "cuda" else allocate
-    buffer = make(path.stat().st_size)
-    with path.open("rb", buffering=0) as file:
-        read = 0
-        while read < len(buffer):
-            read += file.readinto(buffer[read:])
-    return read_packed(buffer)
+def host_memory(device: torch.device) -> Recycled:
+    """The memory tier's."""
+    return pinned(_HOST_BYTES) if device.type == "cuda" else Recycled(_HOST_BYTES)
 
 
 class HostAdapters:
