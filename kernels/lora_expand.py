@@ -253,6 +253,8 @@ def lora_expand(
         raise ValueError("lora_expand: on a device segments must be DeviceSegments")  # noqa: TRY004 (as the others)
     if segments.num_tiles:
         plan = plan or expand_plan(segments, slices)
+        if not adds:
+            plan = plan._replace(early=0)  # as `lora_shrink.beside_plan`
         kernel = _expand_rows_kernel if segments.tile_rows == 1 else _expand_tiles_kernel
         kernel[(segments.num_tiles, sum(cdiv(width, plan.column_block) for width in slices))](
             h, b, scaling, y, segments.words, b.stride(0), scaling.stride(0), y.stride(0), segments.words.stride(0),

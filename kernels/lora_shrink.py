@@ -150,6 +150,18 @@ def shrink_place(segments: DeviceSegments, slices: int, in_features: int) -> dic
     return {"tile_rows": segments.tile_rows, "tiles": segments.num_tiles, "slices": slices, "in": in_features}
 
 
+def beside_plan(segments: DeviceSegments, slices: int) -> ShrinkPlan:
+    """The plan of a launch beside a product of the base, from which every program that only waits takes a place: fewer
+    programs, and nobody is launched early. Measured on an H100: with the other plan a step of 8 rows takes 2 % more."""
+    plan = default_plan(segments, slices)
+    if segments.tile_rows > 1:
+        return plan._replace(early=0)
+    rank_block = 1 if segments.num_tiles <= 2 else 2 if segments.num_tiles <= 8 else 4
+    most = max(1, _PROGRAMS // (max(1, segments.num_tiles) * slices))
+    workers = min(most, cdiv(segments.max_rank, rank_block))
+    return plan._replace(rank_block=rank_block, workers=workers, early=0)
+
+
 def shrink_plan(segments: DeviceSegments, slices: int, in_features: int) -> ShrinkPlan:
     """The plan of a launch: the tuned one, or the one that arithmetic suggests."""
     place = shrink_place(segments, slices, in_features)
@@ -177,7 +189,7 @@ def lora_shrink(
     h: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns h as above. first_slice: the group's first slice, counted over all groups (see `Tile.slices`).
-    plan: for a bench that looks for a better one. h: what `empty_h` made, where the launch is in another stream than
+    plan: instead of `shrink_plan`'s. h: what `empty_h` made for this plan, where the launch is in another stream than
     the one that the result is used in.
 
     Raises ValueError when shapes, dtypes, devices or strides do not fit together.
@@ -198,9 +210,8 @@ def lora_shrink(
     return h
 
 
-def empty_h(x: torch.Tensor, a: torch.Tensor, segments: DeviceSegments) -> torch.Tensor:
+def empty_h(x: torch.Tensor, a: torch.Tensor, segments: DeviceSegments, plan: ShrinkPlan) -> torch.Tensor:
     """What `lora_shrink` would return, before anything is written."""
-    plan = shrink_plan(segments, a.shape[0], x.shape[1])
     return _empty(x, a.shape[0], plan if runs_kernel(x) else plan._replace(planes=1), segments)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from kernels.lora_expand import lora_expand
-from kernels.lora_shrink import empty_h, lora_shrink
+from kernels.lora_shrink import beside_plan, empty_h, lora_shrink
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.device_step import DeviceStep
 from runtime.layers.linear import LoraLinear
@@ -64,12 +64,13 @@ class DeviceLora:
             lora_expand(h, weights.b, weights.scaling, group.slices, segments, y, first)
             return Product(y)
         compute, beside = self._queues.compute, self._queues.beside
-        h = empty_h(x, weights.a, segments)
+        plan = beside_plan(segments, len(group.slices))
+        h = empty_h(x, weights.a, segments, plan)
         beside.after(compute.mark())
         # The product first: where it leaves processors idle, which is nearly always, the adapters' kernels take those.
         y = _base(linear, x)
         with beside.use():
-            lora_shrink(x, weights.a, segments, first, h=h)
+            lora_shrink(x, weights.a, segments, first, plan, h)
             lora_expand(h, weights.b, weights.scaling, group.slices, segments, delta, first, adds=False)
             mark = beside.mark()
         compute.after(mark)

@@ -5,6 +5,7 @@ import torch
 
 from kernels.silu_mul import Activation
 from tests.kernels.elementwise_trials import (
+    delta_trial,
     gated_activation_trial,
     head_norm_trial,
     replay_trial,
@@ -50,6 +51,12 @@ def test_rope_write_kv(dtype: str, heads: int, kv_heads: int, dim: int, block_to
 def test_gated_activation(dtype: str, activation: Activation) -> None:
     for width in (11008, 14336, 4864, 130):
         gated_activation_trial(TOKENS, width, activation, DTYPES[dtype], DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_added_on_the_way(dtype: str) -> None:
+    delta_trial(33, 32, 8, 128, DTYPES[dtype], DEVICE)
+    delta_trial(3, 7, 1, 80, DTYPES[dtype], DEVICE)
 
 
 def test_graph_replay_is_eager_bit_for_bit() -> None:

@@ -17,6 +17,7 @@ from tests.kernels.sgmv_cases import (
     buffers_for,
     check_case,
     check_replays,
+    check_written,
     make_case,
     popularity,
     run,
@@ -72,6 +73,12 @@ def test_odd_sizes(shape: str, tile_rows: int) -> None:
     rows = [(0, 1), (BASE_SLOT, 2), (1, 18), (2, 5)]
     case = make_case(DEVICE, DTYPE, *SHAPES[shape], [5, 12, 1], rows)
     check_case(case, tile_rows, TOLERANCE[DTYPE])
+
+
+@BOTH
+def test_written_instead_of_added(tile_rows: int) -> None:
+    rows = [(0, 1), (BASE_SLOT, 2), (1, 18), (2, 5)]
+    check_written(make_case(DEVICE, DTYPE, *SHAPES["narrow"], [5, 12, 64], rows, {1: 0b101}), tile_rows)
 
 
 def _steps(*rows: list[tuple[int, int]]) -> list[Case]:

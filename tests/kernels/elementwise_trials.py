@@ -115,6 +115,29 @@ def gated_activation_trial(tokens: int, width: int, activation: Activation, dtyp
     assert_rounded_once(gated_activation(x, activation), exact, exact.abs() * 8 + 1e-6 * up.abs())
 
 
+def delta_trial(tokens: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: str) -> None:
+    """What is added on the way gives the bits of what was added before, and zeros those of nothing."""
+    width = (heads + 2 * kv_heads) * dim
+    x, delta = (random((tokens, width), dtype, device, gap=gap) for gap in (dim, 2 * dim))
+    delta = padded(delta.roll(1, 0), gap=2 * dim)
+    delta[0] = 0
+    summed = (x.double() + delta.double()).to(dtype)
+    weight, beside = padded((torch.rand(width, device=device) + 0.5).to(dtype)), random((tokens, width), dtype, device)
+    for residual in (None, beside):
+        own, plain = (None if residual is None else residual.clone() for _ in range(2))
+        assert torch.equal(rms_norm(x, weight, 1e-5, own, delta), rms_norm(summed, weight, 1e-5, plain))
+        assert residual is None or torch.equal(own, plain)  # type: ignore[arg-type]  # both or neither
+    assert torch.equal(gated_activation(x, "silu", delta), gated_activation(summed, "silu"))
+    cos, sin = rotary_table(10000.0 ** (-torch.arange(dim // 2, device=device) / (dim // 2)), tokens)
+    caches = [torch.zeros((1, tokens, 2, kv_heads, dim), dtype=dtype, device=device) for _ in range(2)]
+    places = torch.arange(tokens, device=device)
+    found = rope_write_kv(x.clone(), cos, sin, caches[0], places, heads, delta)
+    assert torch.equal(found, rope_write_kv(summed, cos, sin, caches[1], places, heads))
+    assert torch.equal(*caches)
+    assert padding_is_intact(x)
+    assert padding_is_intact(delta)
+
+
 def replay_trial(tokens: int, width: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: str) -> None:
     """A layer's element-wise work, captured once: inputs, angles and places change between replays, the bits are those
     of the eager run."""

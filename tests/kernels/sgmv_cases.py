@@ -3,7 +3,7 @@ and on a GPU at real ones (tier 4). On a CPU tensors lie between NaN, on a GPU t
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -119,8 +119,9 @@ def buffers_for(case: Case, tile_rows: int, *, max_tokens: int = 0, max_slots: i
     )  # fmt: skip
 
 
-def run(case: Case, segments: DeviceSegments, early: int | None = None) -> torch.Tensor:
-    """The adapters added to a copy of y. What the kernels allocate starts as NaN, so that a gap in h shows.
+def run(case: Case, segments: DeviceSegments, early: int | None = None, *, adds: bool = True) -> torch.Tensor:
+    """The adapters added to a copy of y, or written into it. What the kernels allocate starts as NaN, so that a gap in
+    h shows.
 
     early: as in the plans, instead of theirs.
     """
@@ -133,7 +134,7 @@ def run(case: Case, segments: DeviceSegments, early: int | None = None) -> torch
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         h = lora_shrink(case.x, case.a, segments, plan=shrink)
-        lora_expand(h, case.b, case.scaling, case.slices, segments, y, plan=expand)
+        lora_expand(h, case.b, case.scaling, case.slices, segments, y, plan=expand, adds=adds)
     finally:
         torch.use_deterministic_algorithms(before)
     return y
@@ -163,6 +164,19 @@ def check_case(case: Case, tile_rows: int, tolerance: float) -> None:
         assert all(padding_is_intact(tensor) for tensor in (found, case.x, case.scaling))
     if found.is_cuda:  # the interpreter runs programs one by one, always in the same order
         assert torch.equal(run(case, segments), found)
+
+
+def check_written(case: Case, tile_rows: int) -> None:
+    """Written into y the adapters' part is what is added to zeros, and the rest of y keeps every bit."""
+    segments = buffers_for(case, tile_rows).upload(case.segments)
+    zeros = replace(case, y=padded(torch.zeros_like(case.y), gap=5))
+    added, touched = run(zeros, segments), torch.zeros_like(case.y, dtype=torch.bool)
+    for segment in case.segments.tiles():
+        column = 0
+        for index, width in enumerate(case.slices):
+            touched[segment.places, column : column + width] = segment.has(index)
+            column += width
+    assert torch.equal(run(case, segments, adds=False), torch.where(touched, added, case.y))
 
 
 def check_replays(steps: Sequence[Case], tile_rows: int, num_tiles: int | None = None) -> None:

@@ -10,6 +10,7 @@ from kernels.rms_norm import rms_norm
 from kernels.rope import rope_write_kv, rotary_table
 from kernels.silu_mul import Activation, gated_activation
 from tests.kernels.elementwise_trials import (
+    delta_trial,
     gated_activation_trial,
     head_norm_trial,
     replay_trial,
@@ -50,6 +51,15 @@ def test_rope_write_kv(
 ) -> None:
     rope_trial(7, heads, kv_heads, dim, block_tokens, dtype, "cpu")
     assert interpreter.launches == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (3, 1, 10)])
+def test_what_is_added_on_the_way(
+    interpreter: InterpreterMemory, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
+) -> None:
+    delta_trial(3, heads, kv_heads, dim, dtype, "cpu")
+    assert interpreter.launches == 8
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

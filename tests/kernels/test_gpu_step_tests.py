@@ -65,6 +65,7 @@ def test_attention(body: Callable[[], None]) -> None:
         lambda: elementwise.test_head_norm("bf16", 2, 1, 16),
         lambda: elementwise.test_rope_write_kv("bf16", 2, 1, 16, 4),
         lambda: elementwise.test_gated_activation("bf16", "silu"),
+        lambda: elementwise.test_what_is_added_on_the_way("bf16"),
         elementwise.test_graph_replay_is_eager_bit_for_bit,
         elementwise.test_tiny_steps,
     ],

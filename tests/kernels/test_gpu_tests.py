@@ -52,6 +52,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> N
         lambda tile_rows: sgmv.test_odd_sizes("tiny", tile_rows),
         sgmv.test_a_graph_serves_fewer_and_more_adapters_than_it_was_captured_with,
         sgmv.test_a_graph_for_few_tiles,
+        sgmv.test_written_instead_of_added,
         sgmv.test_an_expand_that_is_launched_early_gives_the_same_bits,
         sgmv.test_a_slot_is_used_again_by_a_smaller_rank,
         sgmv.test_the_last_slot_and_the_last_rows_beyond_2_31_elements,
