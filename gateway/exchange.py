@@ -87,6 +87,10 @@ class Exchange:
                 f"{DEFAULT_GATEWAY!r}"
             )
 
+    def named(self, model: str) -> None:
+        """The body names this model; whether there is one is not known yet."""
+        self._model = model
+
     def asked(self, request: ChatRequest) -> None:
         """The body was understood."""
         self._asked = request

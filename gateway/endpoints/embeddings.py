@@ -23,14 +23,15 @@ from gateway.wire.envelope import error_body, error_headers
 from gateway.wire.json_body import read_body
 
 _encode = msgspec.json.Encoder().encode
-Work = Callable[[bytes], Awaitable[tuple[bytes, int]]]  # body -> (answer, tokens)
+Work = Callable[[Exchange], Awaitable[tuple[bytes, int]]]  # -> (answer, tokens)
 
 
 async def run_encoder(request: Request, identity: Identity, services: Services, model: str) -> Response:
     """The native call of a model that is an encoder."""
     lora = request.query_params.get("lora")
 
-    async def work(body: bytes) -> tuple[bytes, int]:
+    async def work(exchange: Exchange) -> tuple[bytes, int]:
+        body = exchange.body
         found = services.encoders.get(model)
         backend = _backend(services, found)
         result: dict[str, Any]
@@ -53,9 +54,10 @@ async def create_embeddings(request: Request, identity: Identity, services: Serv
     """OpenAI's shape."""
     lora = request.query_params.get("lora")
 
-    async def work(body: bytes) -> tuple[bytes, int]:
-        asked = embeddings.parse_openai(body)
+    async def work(exchange: Exchange) -> tuple[bytes, int]:
+        asked = embeddings.parse_openai(exchange.body)
         name = asked.model or ""
+        exchange.named(name)
         if name not in services.encoders:
             services.catalog.canonical(name)  # raises for a name that is nowhere
             raise BadInput(f"AiError: Bad input: Error: {name} makes no embeddings; name an encoder", param="model")
@@ -90,7 +92,7 @@ async def _exchange(
         with services.bodies.reserve(identity.account_id, announced, server.max_body_bytes) as hold:
             exchange.body = await read_body(request, server.max_body_bytes, hold.cover)
             exchange.check_gateway()
-            answer, tokens = await work(exchange.body)
+            answer, tokens = await work(exchange)
     except ClientDisconnect:
         await exchange.close(services.logs, CLIENT_ABORT_STATUS, b"", outcome="client_abort")
         return Response(status_code=400)  # nobody hears it

@@ -219,7 +219,8 @@ class LogStore:
         except (ObjectMissing, ObjectCorrupt) as error:
             logger.error("log %s: its bodies cannot be exported: %s", row["id"], error)
             return None
-        return await asyncio.to_thread(chat_line, bodies.request, bodies.response, streamed=row["streamed"])
+        told = {"streamed": row["streamed"], "path": row["path"]}
+        return await asyncio.to_thread(chat_line, bodies.request, bodies.response, **told)
 
 
 def _found(row: Row | None) -> Row:

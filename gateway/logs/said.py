@@ -1,14 +1,17 @@
-"""What a model answered, out of a recorded reply: text and calls, native or OpenAI, whole or streamed.
+"""What a model answered, out of a recorded reply: text and calls, in every dialect, whole or streamed.
 
 None for a reply that is not readable, or a stream that has no end. Of several choices the first counts. Calls come out
-in OpenAI's shape, with the ids that they were told with, or else ones from their place.
+in OpenAI's shape, with the ids that they were told with, or else ones from their place. The shapes tell themselves
+apart: a `response` (native), `choices` (OpenAI's chat and completions), `content` (Anthropic), `output` (Responses).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+_RESPONSE_ENDS: Final = ("response.completed", "response.incomplete")
 
 
 @dataclass
@@ -42,6 +45,25 @@ class Said:
                 index = call.get("index")
                 self._add(call, index if isinstance(index, int) else place)
 
+    def add_block(self, index: int, block: dict[str, Any]) -> None:
+        """One of Anthropic's: text, or a call of this index."""
+        if block.get("type") == "tool_use":
+            self._add({**block, "arguments": block.get("input")}, index)
+        elif block.get("type") == "text":
+            self.add_text(block.get("text"))
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """What begins one of Anthropic's blocks, or goes on with it. A call's input comes in pieces after its name."""
+        index, begun, delta = event.get("index"), event.get("content_block"), event.get("delta")
+        if not isinstance(index, int):
+            return
+        if isinstance(begun, dict):
+            self.add_block(index, {**begun, "input": ""})
+        if isinstance(delta, dict):
+            self.add_text(delta.get("text"))
+            if "partial_json" in delta:
+                self._add({"arguments": delta["partial_json"]}, index)
+
     def _add(self, call: dict[str, Any], index: int) -> None:
         told = call["function"] if isinstance(call.get("function"), dict) else call
         known = self.calls.setdefault(
@@ -66,11 +88,26 @@ def read_whole(body: bytes) -> Said | None:
         said.add_text(value if is_text else msgspec.json.encode(value).decode())  # JSON mode answers with the value
         said.add_calls(result.get("tool_calls"))
         return said
-    message = _first_choice(result).get("message")
-    if not isinstance(message, dict):
+    if isinstance(result.get("content"), list):
+        for block in _objects(result["content"]):
+            said.add_block(len(said.calls), block)
+        return said
+    if isinstance(result.get("output"), list):
+        for item in _objects(result["output"]):
+            for part in _objects(item.get("content")):
+                said.add_text(part.get("text"))
+            if item.get("type") == "function_call":
+                said.add_calls([{**item, "index": len(said.calls), "id": item.get("call_id")}])
+        return said
+    choice = _first_choice(result)
+    message = choice.get("message")
+    if isinstance(message, dict):
+        said.add_text(message.get("content"))
+        said.add_calls(message.get("tool_calls"))
+    elif isinstance(choice.get("text"), str):
+        said.add_text(choice["text"])
+    else:
         return None
-    said.add_text(message.get("content"))
-    said.add_calls(message.get("tool_calls"))
     return said
 
 
@@ -83,10 +120,20 @@ def read_stream(body: bytes) -> Said | None:
         event = _json(data)
         if not isinstance(event, dict) or event.get("errors") or event.get("error"):
             return None
-        delta = _first_choice(event).get("delta")
-        if isinstance(delta, dict):
+        kind = event.get("type")
+        if kind in _RESPONSE_ENDS:  # it holds the whole answer once more
+            return read_whole(msgspec.json.encode(event.get("response")))
+        if kind == "message_stop":
+            return said
+        choice = _first_choice(event)
+        delta = choice.get("delta")
+        if kind in ("content_block_start", "content_block_delta"):
+            said.add_event(event)
+        elif isinstance(delta, dict):
             said.add_text(delta.get("content"))
             said.add_calls(delta.get("tool_calls"))
+        elif choice:
+            said.add_text(choice.get("text"))
         else:
             said.add_text(event.get("response"))
             said.add_calls(event.get("tool_calls"))
@@ -99,6 +146,10 @@ def _events(body: bytes) -> Iterator[bytes]:
         lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
         if lines:
             yield b"\n".join(lines)
+
+
+def _objects(items: Any) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def _first_choice(result: dict[str, Any]) -> dict[str, Any]:
