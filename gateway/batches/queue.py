@@ -3,12 +3,14 @@
     accepted > queued > running > done          (a restart: running > queued)
 
 The rows are the queue; the task only looks when something was added, when a batch ended, or after `LOOK_S`. A batch
-that was interrupted is answered anew as a whole: its answers become visible all at once, so none is there twice. What
-the moment forbids (no capacity, a runtime that restarts) is waited for; every other failure is that request's answer.
+that was interrupted goes on with the requests that have no answer yet (`answered.py`); its answers become visible all
+at once, so none is there twice. What the moment forbids (no capacity, a runtime that restarts) is waited for; every
+other failure is that request's answer.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -18,6 +20,7 @@ import msgspec
 from starlette.requests import Request
 
 from gateway.accounts import Accounts
+from gateway.batches.answered import Answered, Answers
 from gateway.batches.records import Accepted, Batch, BatchRecords
 from gateway.choices import Choices
 from gateway.errors import InternalError, LorikeetError, OverCapacity, RequestTimeout, RuntimeUnavailable
@@ -114,22 +117,23 @@ class BatchQueue:
         """The result of a poll: answers in the order in which they came to be."""
         weight = (await self._accounts.get_account(batch.account_id)).weight
         identity = Identity(batch.account_id, batch.token_id, frozenset({"workers_ai.read"}), weight)
-        answers: list[dict[str, Any]] = []
-        totals = [0, 0, 0]
-        indices = iter(range(len(accepted.requests)))
+        answers = Answers(await self.records.parts(batch), functools.partial(self.records.keep, batch))
+        indices = iter([index for index in range(len(accepted.requests)) if index not in answers])
 
         async def take() -> None:
             for index in indices:
                 answer, usage = await self._answer(batch, accepted, index, identity)
-                answers.append(answer)
-                if usage is not None:
-                    for place, more in enumerate((usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)):
-                        totals[place] += more
+                tokens = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) if usage else (0, 0, 0)
+                answers.add(Answered(index, msgspec.Raw(msgspec.json.encode(answer)), tokens))
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(SIDE_BY_SIDE):
-                group.create_task(take())
-        return msgspec.json.encode({"responses": answers, "usage": usage_object(*totals)})
+            group.create_task(answers.keep())
+            async with asyncio.TaskGroup() as takers:
+                for _ in range(SIDE_BY_SIDE):
+                    takers.create_task(take())
+            answers.close()
+        totals = [sum(tokens) for tokens in zip(*(one.tokens for one in answers.all), strict=True)]
+        return msgspec.json.encode({"responses": [one.answer for one in answers.all], "usage": usage_object(*totals)})
 
     async def _answer(
         self, batch: Batch, accepted: Accepted, index: int, identity: Identity

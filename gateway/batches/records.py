@@ -1,9 +1,11 @@
 """Rows and objects of batches. What was accepted is on disk before its caller hears so; nothing else knows the keys.
 
 batches/{id}/requests.json   as accepted, with the headers that each exchange will be logged with
-batches/{id}/responses.json  written once, before the row says `done`
+batches/{id}/part-{n}.json   answers as they come, numbered without a gap: they are deleted from the last one down
+batches/{id}/responses.json  written once, before the row says `done`; then the parts go
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -12,6 +14,7 @@ from typing import Final, Literal
 import msgspec
 from sqlalchemy import delete, func, insert, select, update
 
+from gateway.batches.answered import Answered
 from gateway.errors import ObjectNotFound, OverCapacity
 from storage import tables
 from storage.database import Database
@@ -101,6 +104,21 @@ class BatchRecords:
             done = await connection.execute(change.values(status="done", finished_at=self._now()))
         if done.rowcount == 0:  # its account was deleted meanwhile
             await self._delete_objects(batch.id)
+        else:
+            await self._delete_parts(batch.id)
+
+    async def keep(self, batch: Batch, number: int, answers: list[Answered]) -> None:
+        """A part of the answers, durable. Raises StorageError."""
+        data = msgspec.json.encode(answers)
+        await self._objects.put(_part(batch.id, number), single(data), max_bytes=len(data))
+
+    async def parts(self, batch: Batch) -> list[list[Answered]]:
+        """What `keep` was given before a restart. Raises StorageUnavailable."""
+        found: list[list[Answered]] = []
+        with contextlib.suppress(ObjectMissing):
+            while True:
+                found.append(msgspec.json.decode(await self._read(_part(batch.id, len(found))), type=list[Answered]))
+        return found
 
     async def accepted(self, batch: Batch) -> Accepted:
         """Raises ObjectMissing, StorageUnavailable."""
@@ -127,6 +145,18 @@ class BatchRecords:
     async def _delete_objects(self, batch_id: str) -> None:
         await self._objects.delete(_requests(batch_id))
         await self._objects.delete(_responses(batch_id))
+        await self._delete_parts(batch_id)
+
+    async def _delete_parts(self, batch_id: str) -> None:
+        """From the last one down, so that those left by a crash are found the next time."""
+        number = 0
+        with contextlib.suppress(ObjectMissing):
+            while True:
+                await self._objects.size(_part(batch_id, number))
+                number += 1
+        while number:
+            number -= 1
+            await self._objects.delete(_part(batch_id, number))
 
     async def _read(self, key: str) -> bytes:
         async with aclosing(self._objects.get(key)) as chunks:
@@ -138,6 +168,10 @@ class BatchRecords:
 
 def _requests(batch_id: str) -> str:
     return f"batches/{batch_id}/requests.json"
+
+
+def _part(batch_id: str, number: int) -> str:
+    return f"batches/{batch_id}/part-{number}.json"
 
 
 def _responses(batch_id: str) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -44,6 +45,29 @@ def test_kill_of_the_gateway_right_after_an_answer_loses_no_log(tmp_path: Path) 
                 body = json.loads(http.get(f"{LOGS}/{row['id']}/request").content)
                 assert body["prompt"] == "What does Molbury sell?"
                 assert http.get(f"{LOGS}/{row['id']}/response").content
+
+
+def test_kill_of_the_gateway_in_a_batch_costs_only_what_was_under_way(tmp_path: Path) -> None:
+    number, run = 60, "/ai/run/@cf/lorikeet/demo-lora?queueRequest=true"
+    requests = [{"prompt": f"Say {i}.", "max_tokens": 20, "external_reference": str(i)} for i in range(number)]
+    with deploy(tmp_path / "data") as deployment, deployment.account("acme").http() as http:
+        submitted = http.post(run, json={"requests": requests}).json()["result"]
+        done, batch = 0, tmp_path / "data" / "objects" / "batches" / submitted["request_id"]
+        until = time.monotonic() + 60
+        while done < 12:
+            done = sum(len(json.loads(part.read_bytes())) for part in batch.glob("part-*.json"))
+            assert time.monotonic() < until
+        os.kill(_pid(deployment, "gateway"), signal.SIGKILL)
+        deployment.wait_until_ready()
+        assert done < number - 8, "the batch was over too soon"
+        while "responses" not in (result := http.post(run, json=submitted).json()["result"]):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert sorted(int(answer["external_reference"]) for answer in result["responses"]) == list(range(number))
+        assert all(answer["success"] for answer in result["responses"])
+        logs = http.get(LOGS, params={"per_page": 1}).json()["result_info"]["total_count"]
+        # Four side by side, and as many whose answers were not on disk yet, may have been answered twice.
+        assert number <= logs <= number + 8
 
 
 async def test_a_hung_gateway_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

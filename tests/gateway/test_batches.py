@@ -10,11 +10,13 @@ import pytest
 
 from gateway.backends.fake import FakeBackend
 from gateway.batches import desk, records
-from gateway.batches.records import BatchRecords
+from gateway.batches.answered import Answered
+from gateway.batches.records import Batch, BatchRecords
 from gateway.errors import ObjectNotFound, OverCapacity
 from gateway.messages import ResolvedRequest
 from gateway.settings import DEMO_MODEL
 from runtime.protocol import MAX_PRIORITY
+from storage.errors import StorageUnavailable
 from tests.gateway.stack import RUN, Stack, open_stack
 from tests.gateway.told import check_told
 
@@ -107,6 +109,52 @@ async def test_it_survives_a_restart_in_the_middle(tmp_path: Path) -> None:
     assert sorted(answer["result"]["response"] for answer in result["responses"]) == ["one hall", "two"]
 
 
+async def test_what_was_answered_before_a_restart_is_not_asked_again(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    requests = [{"prompt": prompt, "external_reference": prompt} for prompt in ("one hall", "stuck", "two")]
+
+    def script(request: ResolvedRequest) -> list[Any]:
+        prompt = str(request.request.prompt)
+        return [gate, "never"] if prompt == "stuck" else [prompt]
+
+    async with open_stack(tmp_path, FakeBackend(script)) as first:
+        account, secret = first.account, first.secret
+        request_id = await submit(first, [*requests, {"prompt": "x", "lora": "nobody"}])
+        folder = tmp_path / "data" / "objects" / "batches" / request_id
+        async with asyncio.timeout(20):
+            while sum(len(json.loads(part.read_bytes())) for part in folder.glob("part-*.json")) < 3:
+                await asyncio.sleep(0.001)
+        assert (await poll(first, request_id))["status"] == "running"
+    async with _reopened(tmp_path) as again:
+        again.account, again.client.headers["authorization"] = account, f"Bearer {secret}"
+        result = await finished(again, request_id)
+        assert [asked.request.prompt for asked in again.fake.requests] == ["stuck"]
+        async with asyncio.timeout(20):
+            while sorted(path.name for path in folder.iterdir()) != ["requests.json", "responses.json"]:
+                await asyncio.sleep(0.001)
+    answers = sorted(result["responses"], key=lambda answer: answer["id"])
+    assert [answer["external_reference"] for answer in answers] == ["one hall", "stuck", "two", None]
+    assert [answer["result"].get("response") for answer in answers] == ["one hall", "stuck", "two", None]
+    assert result["responses"][-1]["id"] == 1  # the order is that of completion
+    assert answers[3]["errors"][0]["code"] == 3037
+    assert result["usage"]["total_tokens"] == 3 + 2 + 2
+
+
+async def test_answers_that_cannot_be_kept_are_answers_all_the_same(tmp_path: Path) -> None:
+    """Storage that is away while a batch is at work costs nothing but what a crash then would."""
+    async with open_stack(tmp_path) as stack:
+        failed: list[int] = []
+
+        async def keep(batch: Batch, number: int, answers: list[Answered]) -> None:
+            failed.append(number)
+            raise StorageUnavailable("away")
+
+        stack.app.state.services.batches._queue.records.keep = keep
+        result = await finished(stack, await submit(stack, REQUESTS))
+    assert len(result["responses"]) == 3
+    assert set(failed) == {0}
+
+
 def _reopened(folder: Path) -> Any:
     """The same data folder; the accounts that every stack makes have other names this time."""
     return open_stack(folder, FakeBackend(), names=("c", "d"))
@@ -176,7 +224,11 @@ async def test_results_go_after_a_day(stack: Stack) -> None:
     request_id = await submit(stack, REQUESTS[:1])
     await finished(stack, request_id)
     stored = Path(stack.services.settings.data_dir) / "objects" / "batches" / request_id
-    assert sorted(path.name for path in stored.iterdir()) == ["requests.json", "responses.json"]
+    async with asyncio.timeout(20):  # the parts go after the batch is done
+        while sorted(path.name for path in stored.iterdir()) != ["requests.json", "responses.json"]:
+            await asyncio.sleep(0.001)
+    (stored / "part-0.json").write_bytes(b"[]")  # as a crash would leave them
+    (stored / "part-1.json").write_bytes(b"[]")
     now = [0.0]
     later = BatchRecords(stack.services.database, stack.services.objects, now=lambda: now[0])
     batch = await BatchRecords(stack.services.database, stack.services.objects).get(stack.account, request_id)
