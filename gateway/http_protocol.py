@@ -7,6 +7,9 @@ arrive at `MIN_BODY_RATE` on average after a grace time; a reader must take byte
 Pipelining is answered in order, a few requests ahead: nothing is read while more than one request is open. Trailers are
 dropped, because uvicorn would append them to the headers of a request that is already being judged by them. When there
 are more connections than descriptors allow, the one that has said nothing for longest is closed for the new one.
+
+Who closes the sending side has gone: from here a half-closed connection looks like a closed one, and a runtime must not
+compute for nobody until a write fails. So the request is abandoned at once, as nginx and Go's server do by default.
 """
 
 import asyncio
@@ -14,9 +17,12 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.errors import BadInput, LorikeetError, RequestTimeout, RequestTooLarge
 from gateway.open_files import max_connections
+from gateway.wire.envelope import error_body
 
 HEAD_DEADLINE_S: Final = 10.0
 BODY_GRACE_S: Final = 30.0
@@ -28,6 +34,10 @@ MAX_HEADERS: Final = 128
 MAX_URL_BYTES: Final = 16 * 1024
 MAX_PIPELINED: Final = 64
 CHECK_S: Final = 1.0
+# What the envelope of a refusal says: its status is that of HTTP, its code that of the nearest error there is.
+_ERRORS: Final[dict[int, type[LorikeetError]]] = {
+    400: BadInput, 408: RequestTimeout, 414: RequestTooLarge, 431: RequestTooLarge,
+}  # fmt: skip
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%:\[\]-]{0,255}")
 
 
@@ -173,11 +183,10 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.response_started:
             self.transport.abort()  # a second head inside an answer would be worse than none
             return
-        self.transport.write(
-            STATUS_LINE[status]
-            + b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(text)
-            + text.encode("ascii", "replace")
-        )
+        url: bytes = getattr(self, "url", b"")  # there is none before the first byte of a request
+        body = msgspec.json.encode(error_body(_ERRORS[status](text), openai=b"/ai/v1/" in url))
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
     # room

@@ -48,7 +48,8 @@ class FakeBackend:
         room = self._context_window - num_prompt
         if room < 1 or (wanted.max_tokens_given and wanted.max_tokens > room):
             raise ContextExceeded(
-                f"{num_prompt} tokens and max_tokens exceed the context window of {self._context_window}"
+                f"{num_prompt} tokens and max_tokens exceed the context window of {self._context_window}",
+                param="max_tokens",
             )
         self.open += 1
         self.requests.append(request)

@@ -23,7 +23,8 @@ def sampling_params(
     if wanted.max_tokens_given and wanted.max_tokens > room:
         raise ContextExceeded(
             f"the prompt has {num_prompt} tokens and max_tokens is {wanted.max_tokens}, together more than the "
-            f"model's context window of {window}: ask for at most {room} tokens or send less text"
+            f"model's context window of {window}: ask for at most {room} tokens or send less text",
+            param="max_tokens",
         )
     _check_ids("stop_token_ids", wanted.stop_token_ids, info.vocab_size)
     _check_ids("logit_bias", (token_id for token_id, _ in wanted.logit_bias), info.vocab_size)

@@ -115,6 +115,36 @@ async def test_numbers_and_booleans_as_text(stack: Stack, body: Any, query: str,
     assert answer.status_code == status, answer.text
 
 
+TALK: Any = {"model": DEMO_MODEL, "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("path", "body", "most"),
+    [
+        (CHAT, TALK, "max_tokens"),
+        (CHAT, TALK, "max_completion_tokens"),
+        ("/ai/v1/messages", TALK, "max_tokens"),
+        ("/ai/v1/responses", {"model": DEMO_MODEL, "input": "x"}, "max_output_tokens"),
+        ("/ai/v1/completions", {"model": DEMO_MODEL, "prompt": "x"}, "max_tokens"),
+        ("/ai/run", {"model": DEMO_MODEL, "input": {"prompt": "x"}}, "max_tokens"),
+    ],
+)
+async def test_every_dialect_takes_text_for_a_boolean_only(stack: Stack, path: str, body: Any, most: str) -> None:
+    def with_field(name: str, value: Any) -> Any:
+        return {**body, "input": {**body["input"], name: value}} if path == "/ai/run" else {**body, name: value}
+
+    for name, value in ((most, "5"), ("temperature", "0.5"), ("top_p", "1"), (most, True)):
+        answer = await stack.post(path, with_field(name, value))
+        error = answer.json()["errors"][0]
+        assert (answer.status_code, error["code"]) == (400, 5006), answer.text
+        assert f"'{name}'" in error["message"].replace("max_tokens" if name == most else name, name)
+        assert error["source"]["pointer"].strip("/") in (name, "max_tokens")
+    for no in ("false", "0", False, 0):
+        assert (await stack.post(path, with_field("stream", no))).status_code == 200
+    assert (await stack.post(path, with_field(most, 5.0))).status_code == 200
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_empty_lora_is_none(stack: Stack) -> None:
     for path, body in ((RUN, {"prompt": "x", "lora": ""}), (RUN + "?lora=", {"prompt": "x"})):
@@ -146,6 +176,23 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
     return b""
 
 
+async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, byte: bytes) -> bytes:
+    """What is said to one who sends a byte now and then."""
+
+    async def drip() -> None:
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(byte)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(drip())
+        said = await read_all(reader)
+        task.cancel()
+    return said
+
+
 async def test_a_hundred_megabytes_are_refused_by_their_header(served: tuple[Stack, str, int]) -> None:
     stack, host, port = served
     reader, writer = await asyncio.open_connection(host, port)
@@ -175,18 +222,56 @@ async def test_a_chunked_body_that_never_ends(served: tuple[Stack, str, int]) ->
 
 
 async def test_half_closed_sockets_end(served: tuple[Stack, str, int]) -> None:
-    """Before the end of a head, of a body, and after a whole request: each connection is closed, nothing hangs."""
+    """Before the end of a head or of a body: the connection is closed, and nobody is asked."""
     stack, host, port = served
     body = json.dumps({"prompt": "x"}).encode()
     whole = head(stack, f"Content-Length: {len(body)}") + body
-    for data in (b"", whole[:40], whole[:-5], whole):
+    for data in (b"", whole[:40], whole[:-5]):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(data)
         writer.write_eof()
-        said = await read_all(reader)
-        assert said == b"" or said.startswith(b"HTTP/1.1 ")
+        assert await read_all(reader) == b""
         writer.close()
+    assert stack.fake.requests == []
     assert (await stack.post(RUN, {"prompt": "x"})).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [RUN, CHAT])
+async def test_who_closes_the_sending_side_has_gone(served: tuple[Stack, str, int], path: str, stream: bool) -> None:
+    """After a whole request, while the model is at work: it is freed at once, and the log says who went away."""
+    stack, host, port = served
+    never = asyncio.Event()
+    stack.fake._script = lambda request: ["one", never, " two"]
+    asked = {"messages": [{"role": "user", "content": "x"}], "model": DEMO_MODEL, "stream": stream}
+    body = json.dumps(asked).encode()
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(head(stack, f"Content-Length: {len(body)}", path=path) + body)
+    said = b""
+    async with asyncio.timeout(20):
+        await stack.fake.until(lambda: stack.fake.open == 1)
+        while stream and b"one" not in said:
+            said += await reader.read(4096)
+        writer.write_eof()
+        await stack.fake.until(lambda: stack.fake.open == 0)
+        said += await reader.read()
+        record = await stack.records.until(1)
+    assert (b"one" in said, b"two" in said, b"[DONE]" in said) == (stream, False, False)
+    assert (record.outcome, record.status_code) == ("client_abort", 499)
+    assert bool(record.response) is stream
+    writer.close()
+
+
+async def test_a_head_that_drips_is_closed(served: tuple[Stack, str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_DEADLINE_S", "CHECK_S"):
+        monkeypatch.setattr(protocol, name, 0.1)
+    stack, host, port = served
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(head(stack)[:-2] + b"X: ")
+    said = await dripping(reader, writer, b"a")
+    assert said.startswith(b"HTTP/1.1 408")
+    assert b'"code":3046' in said
+    writer.close()
 
 
 async def test_a_body_that_drips_is_closed(served: tuple[Stack, str, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,18 +280,7 @@ async def test_a_body_that_drips_is_closed(served: tuple[Stack, str, int], monke
     stack, host, port = served
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(head(stack, "Content-Length: 1000") + b"{")
-
-    async def drip() -> None:
-        with contextlib.suppress(ConnectionError):
-            while not reader.at_eof():
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(0.01)
-
-    async with asyncio.TaskGroup() as group:
-        dripping = group.create_task(drip())
-        said = await read_all(reader)
-        dripping.cancel()
+    said = await dripping(reader, writer, b" ")
     assert said.startswith(b"HTTP/1.1 408")
     writer.close()
 

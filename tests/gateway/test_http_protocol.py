@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import resource
 from collections.abc import AsyncIterator
 
@@ -118,17 +119,37 @@ async def test_bad_framing_is_refused_and_closed(port: int, data: bytes, status:
     assert reply.startswith(b"HTTP/1.1 %d" % status) or (reply == b"" and len(data) > 100_000)
     assert reply.count(b"HTTP/1.1") <= 1
     assert SEEN == []
+    if reply:
+        _check_envelope(reply, {400: 5006, 414: 3006, 431: 3006}[status])
+
+
+def _check_envelope(reply: bytes, code: int) -> None:
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"connection: close" in head.lower()
+    assert b"content-length: %d\r\n" % len(body) in head
+    said = json.loads(body)
+    assert (said["success"], said["result"], said["errors"][0]["code"]) == (False, None, code)
+    assert said["errors"][0]["message"].endswith(".")
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"GET / HTTP/1.1\r\nHos", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"]
+    "data",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHos",
+        POST + b"Content-Length: 9\r\n\r\nabc",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    ],
 )
 async def test_what_never_ends_is_closed(port: int, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_DEADLINE_S", "BODY_GRACE_S", "CHECK_S"):
         monkeypatch.setattr(protocol, name, 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
-    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 408")
+    reply = await asyncio.wait_for(reader.read(), 10)
+    assert reply.startswith(b"HTTP/1.1 408")
+    _check_envelope(reply, 3046)
     writer.close()
 
 

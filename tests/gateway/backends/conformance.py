@@ -135,8 +135,9 @@ class Conformance:
         await harness.idle()
 
     async def test_max_tokens_above_the_window(self, harness: Harness) -> None:
-        with pytest.raises(ContextExceeded, match=str(harness.window)):
+        with pytest.raises(ContextExceeded, match=str(harness.window)) as refused:
             await answer(harness.backend, resolved(harness.question, max_tokens=harness.window))
+        assert refused.value.param == "max_tokens"
         await harness.idle()
 
     async def test_the_default_of_max_tokens_is_cut_to_what_is_left(self, harness: Harness) -> None:
