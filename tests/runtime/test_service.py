@@ -209,10 +209,11 @@ async def test_pings_are_answered_by_the_engine_and_never_pile_up(tmp_path: Path
         # The first ping may be in the step that hangs; another one and the two submits may wait.
         assert len(running.service._thread._commands) <= 3
         running.runner.gate.set()
-        pongs = 0
-        for _ in range(2):
-            while not isinstance(frame := await gateway.next(), Step):
-                pongs += isinstance(frame, Pong)
+        pongs = ended = 0
+        while ended < 2:  # in one step, if the engine came late to the first
+            frame = await gateway.next()
+            pongs += isinstance(frame, Pong)
+            ended += len(frame.outputs) if isinstance(frame, Step) else 0
         assert pongs <= 2
 
 
