@@ -141,9 +141,12 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serve(app: Starlette) -> AsyncIterator[str]:
-    """The app on a real socket, as `lorikeet serve` sets it up; yields its URL."""
+async def serve(app: Starlette, send_buffer_bytes: int | None = None) -> AsyncIterator[str]:
+    """The app on a real socket, as `lorikeet serve` sets it up; yields its URL. send_buffer_bytes: of the kernel's,
+    which else takes megabytes of an answer that nobody reads."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if send_buffer_bytes is not None:  # connections have it from their listener
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         server = _Server(
             uvicorn.Config(
                 app, loop="none", http=GuardedHttpProtocol, log_config=None, lifespan="off", timeout_graceful_shutdown=2

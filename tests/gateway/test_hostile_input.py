@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import resource
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ async def test_an_empty_lora_is_none(stack: Stack) -> None:
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[tuple[Stack, str, int]]:
     settings = {"server": {"max_body_bytes": 1_000_000}}
-    async with open_stack(tmp_path, settings=settings) as stack, serve(stack.app) as url:
+    async with open_stack(tmp_path, settings=settings) as stack, serve(stack.app, send_buffer_bytes=2**14) as url:
         parts = urlsplit(url)
         assert parts.hostname
         assert parts.port
@@ -291,17 +292,25 @@ async def test_a_reader_that_takes_nothing_holds_nobody_up(
     """Fifty who never read; others are served meanwhile, and the fifty are gone after the limit."""
     monkeypatch.setattr(protocol, "STALLED_READER_S", 0.2)
     stack, host, port = served
-    words = " ".join(["word"] * 20_000)
-    stack.fake._context_window = 10**6  # the answer must be larger than every buffer on the way
-    body = json.dumps({"prompt": words, "stream": True, "max_tokens": 20_000}).encode()
+    much = 2000  # pieces of half a kilobyte: more than every buffer on the way holds
+    monkeypatch.setattr(stack.fake, "_context_window", 2 * much)
+    monkeypatch.setattr(
+        stack.fake, "_script", lambda asked: ["w" * 500] * much if asked.request.sampling.max_tokens == much else ["x"]
+    )
+    body = json.dumps({"prompt": "x", "stream": True, "max_tokens": much}).encode()
     silent = []
     for _ in range(50):
-        reader, writer = await asyncio.open_connection(host, port, limit=2**12)
+        taker = socket.socket()
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+        taker.connect((host, port))  # by the kernel, which needs no turn of this loop
+        reader, writer = await asyncio.open_connection(sock=taker, limit=2**12)
         writer.write(head(stack, f"Content-Length: {len(body)}") + body)
         silent.append((reader, writer))
     async with asyncio.timeout(30):
+        await stack.fake.until(lambda: len(stack.fake.requests) == 50, 30)
         assert events((await stack.post(RUN, {"prompt": "x", "stream": True})).content)[-1] == "[DONE]"
         await stack.fake.until(lambda: stack.fake.open == 0, 30)
+    assert stack.fake.closed == 50  # none had reached its end
     for _, writer in silent:
         writer.transport.abort()
 
