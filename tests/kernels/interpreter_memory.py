@@ -25,6 +25,7 @@ import torch
 import triton.runtime.interpreter as triton_interpreter
 
 from kernels.triton_jit import interpreting
+from tests.kernels.interpreter_language import language_kept
 
 _NOBODY, _SEVERAL = -1, -2
 _POISON_INTEGER = -(1 << 30)
@@ -184,23 +185,14 @@ def watched_interpreter() -> Iterator[InterpreterMemory]:
     memory = InterpreterMemory()
     executor, builder = triton_interpreter.GridExecutor, triton_interpreter.InterpreterBuilder
     call, load, index = executor.__call__, builder.create_masked_load, builder.set_grid_idx
-    patch_language, patched = triton_interpreter._patch_lang, set[Any]()
 
     def launch(self: Any, *arguments: Any, **named: Any) -> Any:
         given = [*zip(self.arg_names, arguments, strict=False), *named.items()]
         memory.begin([(name, value) for name, value in given if isinstance(value, torch.Tensor)])
-        patched.clear()
         try:
             return call(self, *arguments, **named)
         except triton_interpreter.InterpreterError as error:
             raise _reason(error) from error
-
-    def patch_once(function: Any) -> Any:
-        # Otherwise every call of a device function replaces the whole language anew, which takes most of a test's time.
-        if function in patched:
-            return None
-        patched.add(function)
-        return patch_language(function)
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *more: Any) -> Any:
         if other is None and not mask.data.all():
@@ -221,7 +213,7 @@ def watched_interpreter() -> Iterator[InterpreterMemory]:
         patch.object(builder, "create_masked_load", masked_load),
         patch.object(builder, "set_grid_idx", set_index),
         patch.object(triton_interpreter, "_interpreter", library),
-        patch.object(triton_interpreter, "_patch_lang", patch_once),
+        language_kept(),
         np.errstate(all="ignore"),
         warnings.catch_warnings(),
     ):

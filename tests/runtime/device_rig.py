@@ -10,6 +10,7 @@ from kernels.lora_shrink import ShrinkPlan, default_plan
 from kernels.segments import DeviceSegments
 from kernels.triton_jit import interpreting
 from runtime.device_runner import DeviceRunner, DeviceSizes
+from tests.kernels.interpreter_language import language_kept
 from tests.runtime.recorded import record
 
 SIZES = DeviceSizes(kv_bytes=1 << 20, block_tokens=16, adapter_rows=128, max_slots=8, max_rows=8)
@@ -18,7 +19,12 @@ SIZES = DeviceSizes(kv_bytes=1 << 20, block_tokens=16, adapter_rows=128, max_slo
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Kernels run on CPU tensors, with fewer programs than a GPU has room for: they run one after the other."""
-    with interpreting(), patch("kernels.lora_shrink._PROGRAMS", 24), patch("kernels.lora_shrink.default_plan", _plan):
+    with (
+        interpreting(),
+        language_kept(),
+        patch("kernels.lora_shrink._PROGRAMS", 24),
+        patch("kernels.lora_shrink.default_plan", _plan),
+    ):
         yield
 
 
