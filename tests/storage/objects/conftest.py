@@ -1,4 +1,4 @@
-"""One Swift for each file of tests that needs a real S3."""
+"""One Swift for the files of tests that need a real S3; each has a bucket of its own."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.storage.objects import swift
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[swift.Swift]:
     folder = tmp_path_factory.mktemp("swift")
     reason = swift.why_not(folder)

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,16 @@ from storage.objects.base import ObjectStore, single
 from storage.objects.s3 import PART_BYTES, S3Objects
 from tests.storage.objects import swift
 from tests.storage.objects.conformance import MIB, ObjectStoreConformance, Source, put, read
+from tests.storage.objects.s3_stores import make_bucket, open_store
 
 BUCKET = "lorikeet"
-
-
-async def _open(endpoint: str, **changes: Any) -> S3Objects:
-    settings: dict[str, Any] = {
-        "bucket": BUCKET,
-        "endpoint": endpoint,
-        "region": swift.REGION,
-        "access_key_id": swift.ACCESS_KEY_ID,
-        "secret_access_key": swift.SECRET_ACCESS_KEY,
-    }
-    return await S3Objects.open(**(settings | changes))
 
 
 @pytest.fixture
 async def store(server: swift.Swift) -> AsyncIterator[S3Objects]:
     """An empty bucket's store: every test begins alone."""
-    store = await _open(server.endpoint)
-    with suppress(store._client.exceptions.BucketAlreadyOwnedByYou):
-        await store._client.create_bucket(Bucket=BUCKET)
+    store = await open_store(server.endpoint, BUCKET)
+    await make_bucket(store, BUCKET)
     for entry in (await store._client.list_objects_v2(Bucket=BUCKET)).get("Contents", []):
         await store.delete(entry["Key"])
     yield store
@@ -125,7 +113,7 @@ async def test_the_last_answer_of_an_upload_may_get_lost(store: S3Objects, arriv
 
 
 async def test_a_bucket_that_is_not_there(server: swift.Swift) -> None:
-    store = await _open(server.endpoint, bucket="other")
+    store = await open_store(server.endpoint, "other")
     with pytest.raises(StorageUnavailable, match=r"storage\.bucket"):
         await store.put("a", single(b"x"), max_bytes=10)
     with pytest.raises((StorageUnavailable, ObjectMissing)):
@@ -134,7 +122,7 @@ async def test_a_bucket_that_is_not_there(server: swift.Swift) -> None:
 
 
 async def test_a_wrong_secret_is_refused_and_not_shown(server: swift.Swift) -> None:
-    store = await _open(server.endpoint, secret_access_key="not-the-secret")
+    store = await open_store(server.endpoint, BUCKET, secret_access_key="not-the-secret")
     with pytest.raises(StorageUnavailable, match=r"storage\.secret_access_key") as caught:
         await store.put("a", single(b"x"), max_bytes=10)
     assert "not-the-secret" not in str(caught.value)
@@ -156,14 +144,15 @@ async def _everything_unavailable(store: S3Objects) -> None:
 async def test_an_endpoint_where_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    store = await _open(f"http://127.0.0.1:{port}", max_attempts=1)
+    store = await open_store(f"http://127.0.0.1:{port}", BUCKET, max_attempts=1)
     await _everything_unavailable(store)
     await store.aclose()
 
 
 async def test_a_server_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = await _open(f"http://127.0.0.1:{silent.getsockname()[1]}", max_attempts=1, request_timeout_s=0.2)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        store = await open_store(endpoint, BUCKET, max_attempts=1, request_timeout_s=0.2)
         await _everything_unavailable(store)
         await store.aclose()
 
@@ -188,7 +177,7 @@ async def test_a_server_that_breaks_off(answer: bytes) -> None:
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
-        store = await _open(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", max_attempts=1)
+        store = await open_store(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", BUCKET, max_attempts=1)
         with pytest.raises(StorageUnavailable):
             await asyncio.wait_for(read(store, "a"), 30)
         await store.aclose()
@@ -203,7 +192,7 @@ async def test_a_full_bucket() -> None:
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
-        store = await _open(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", max_attempts=1)
+        store = await open_store(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", BUCKET, max_attempts=1)
         with pytest.raises(StorageFull):
             await asyncio.wait_for(store.put("a", single(b"x"), max_bytes=10), 30)
         await store.aclose()
@@ -211,15 +200,15 @@ async def test_a_full_bucket() -> None:
 
 async def test_an_endpoint_that_is_no_address() -> None:
     with pytest.raises(StorageUnavailable):
-        await _open("not an address")
+        await open_store("not an address", BUCKET)
 
 
 async def test_amazon_and_r2_addresses(tmp_path: Path) -> None:
     """Opening asks nobody; the client's own view of where requests would go is what a wrong setting would change."""
-    r2 = await _open("https://account.r2.cloudflarestorage.com", region="auto")
+    r2 = await open_store("https://account.r2.cloudflarestorage.com", BUCKET, region="auto")
     assert r2._client.meta.endpoint_url == "https://account.r2.cloudflarestorage.com"
     assert r2._client.meta.region_name == "auto"
     await r2.aclose()
-    aws = await _open("", region="eu-central-1")
+    aws = await open_store("", BUCKET, region="eu-central-1")
     assert aws._client.meta.endpoint_url == "https://s3.eu-central-1.amazonaws.com"
     await aws.aclose()

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from storage.objects.s3 import S3Objects
 from storage.tiers import Tiers
 from tests.storage.objects import swift
 from tests.storage.objects.fault_proxy import Fault, FaultProxy, before
+from tests.storage.objects.s3_stores import make_bucket, open_store
 from tests.storage.tier_checks import no_pause, put_aside, settled
 
 BUCKET = "adapters"
@@ -26,20 +26,8 @@ LARGE = 5 * PART_BYTES + 12345
 
 
 async def _open(endpoint: str, **changes: Any) -> S3Objects:
-    settings: dict[str, Any] = {
-        "bucket": BUCKET,
-        "endpoint": endpoint,
-        "region": swift.REGION,
-        "access_key_id": swift.ACCESS_KEY_ID,
-        "secret_access_key": swift.SECRET_ACCESS_KEY,
-        "max_attempts": 1,
-    }
-    return await S3Objects.open(**(settings | changes))
-
-
-async def _make_bucket(store: S3Objects) -> None:
-    with suppress(store._client.exceptions.BucketAlreadyOwnedByYou):
-        await store._client.create_bucket(Bucket=BUCKET)
+    """A store that asks once."""
+    return await open_store(endpoint, BUCKET, **{"max_attempts": 1, **changes})
 
 
 class Rig:
@@ -58,7 +46,7 @@ class Rig:
 @contextlib.asynccontextmanager
 async def rigged(server: swift.Swift, tmp_path: Path, **options: Any) -> AsyncIterator[Rig]:
     direct = await _open(server.endpoint, max_attempts=6)  # a busy machine's Swift asks for patience now and then
-    await _make_bucket(direct)
+    await make_bucket(direct, BUCKET)
     async with before(server.port) as proxy:
         store = await _open(proxy.endpoint, **options)
         tiers = Tiers(
@@ -203,7 +191,7 @@ async def test_region_auto_as_r2_wants_it(tmp_path: Path) -> None:
     running = await asyncio.to_thread(swift.start, tmp_path / "server", "auto")
     try:
         store = await _open(running.endpoint, region="auto", max_attempts=6)
-        await store._client.create_bucket(Bucket=BUCKET)
+        await make_bucket(store, BUCKET)
         data = os.urandom(9_000_000)
         await store.put("adapters/x", single(data), max_bytes=len(data))
         down = Downloads(store, parallel=4)
