@@ -1,5 +1,6 @@
 """A real deployment for tests: `lorikeet serve` as a child process, in a folder of the test's own."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from gateway.admin_client import open_admin
+from gateway.settings import Settings
 
 START_TIMEOUT_S = 90.0
 MODEL = "@cf/lorikeet/demo-lora"
@@ -41,10 +45,18 @@ class Deployment:
         return json.loads(done.stdout)
 
     def account(self, name: str) -> "Caller":
-        """A new account with a token that may do everything."""
-        account_id = self.cli("accounts", "create", name)["id"]
-        token = self.cli("tokens", "create", account_id)["token"]
-        return Caller(self.url, account_id, token)
+        """A new account with a token that may do everything.
+
+        Asked of the gateway as the command does it, without the two seconds that its two processes take to begin.
+        """
+
+        async def make() -> Caller:
+            async with open_admin(Settings(data_dir=str(self.data_dir))) as admin:
+                account = await admin.create_account(name)
+                _, secret = await admin.create_token(account.id, "t")
+            return Caller(self.url, account.id, secret)
+
+        return asyncio.run(make())
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
         """Polls /readyz; a restart takes as long as it takes."""

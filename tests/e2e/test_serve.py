@@ -149,7 +149,8 @@ def test_models_that_cannot_serve_say_why(careless: Caller, model: str, status: 
 
 
 def test_the_command_line_works_beside_the_deployment(deployment: Deployment) -> None:
-    caller = deployment.account("commands")
+    account_id = deployment.cli("accounts", "create", "commands")["id"]
+    caller = Caller(deployment.url, account_id, deployment.cli("tokens", "create", account_id)["token"])
     options = ["--url", caller.url, "--account", caller.account_id, "--token", caller.token]
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
