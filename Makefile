@@ -26,8 +26,8 @@ demo: $(VENV)/.runtime ## the main job, end to end, in a temporary folder (under
 serve: $(VENV)/.runtime ## gateway + runtime on 127.0.0.1:8787 with the demo model and a development token
 	@$(BIN)/lorikeet serve --dev
 
-test: $(VENV)/.dev ## the whole test suite
-	@$(BIN)/python -m pytest
+test: $(VENV)/.dev ## the whole test suite, in two processes (TESTS="tests/kernels -n 0" for a part, in one)
+	@$(BIN)/python -m pytest -n 2 $(TESTS)
 
 coverage: $(VENV)/.dev ## the same with a report of what it reaches: tracing doubles the time of what computes in Python
 	@$(BIN)/python -m pytest --cov --cov-report=term
