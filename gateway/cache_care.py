@@ -86,13 +86,13 @@ class CacheCare:
         return _named(finetune, digests)
 
     async def report(self) -> dict[str, Any]:
-        """By model: the tiers, and the adapters in them with their owners; or why it cannot be told."""
+        """By model: the tiers, the adapters in them with their owners, the runtime's own figures; or what is wrong."""
         told: dict[str, Any] = {}
         for model, cache in self._caches.items():
             try:
                 report = await cache.cache_report()
             except RuntimeLost as error:
-                told[model] = {"problem": str(error), "tiers": [], "adapters": []}
+                told[model] = {"problem": str(error), "tiers": [], "adapters": [], "runtime": {}}
                 continue
             owners = await self._finetunes.owners([each.digest for each in report.adapters])
             told[model] = {
@@ -102,6 +102,7 @@ class CacheCare:
                     | {"owners": [{"account": a, "name": n, "version": v} for a, n, v in owners.get(each.digest, [])]}
                     for each in report.adapters
                 ],
+                "runtime": _whole(report.stats),
             }
         return told
 

@@ -107,6 +107,32 @@ class RunsAhead(Protocol):
         ...
 
 
+class GraphFigures(Protocol):
+    """See `runtime.graphs.GraphReport`."""
+
+    @property
+    def captures(self) -> int: ...
+    @property
+    def capture_s(self) -> float: ...
+    @property
+    def failed(self) -> int: ...
+
+
+class Graphs(Protocol):
+    """What a runner records its decode steps in."""
+
+    @property
+    def report(self) -> GraphFigures: ...
+
+
+@runtime_checkable
+class KeepsGraphs(Protocol):
+    """A runner whose decode steps are recorded once and then started with one call."""
+
+    @property
+    def graphs(self) -> Graphs: ...
+
+
 @runtime_checkable
 class CopiesBeside(Protocol):
     """A runner that copies adapters while steps run, instead of `write_adapter`'s slice by slice between them."""

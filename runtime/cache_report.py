@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from runtime.protocol import MAX_REPORTED, CachedAdapter, CacheReport, TierReport
+from runtime.protocol import MAX_REPORTED, CachedAdapter, CacheReport, Stats, TierReport
 from storage.tier_records import LoadTimes, Resident, TierName, TierStats
 
 
@@ -13,13 +13,14 @@ def cache_report(
     device: TierReport,
     copies: LoadTimes,
     on_device: Collection[str],
-    stats: Mapping[TierName, TierStats],
+    below: Mapping[TierName, TierStats],
     residents: list[Resident],
+    stats: Stats,
 ) -> CacheReport:
-    """`copies`: how long it took from memory to the device."""
+    """`copies`: how long it took from memory to the device. `below`: the tiers under it. `stats`: the runtime's own."""
     tiers = [device]
     for name in ("memory", "disk", "object"):
-        fields = msgspec.structs.asdict(stats[name])
+        fields = msgspec.structs.asdict(below[name])
         tiers.append(TierReport(tier=name, **(fields | {"loads": copies} if name == "memory" else fields)))
     adapters = {
         each.digest: CachedAdapter(
@@ -36,4 +37,4 @@ def cache_report(
     for digest in on_device:
         adapters.setdefault(digest, CachedAdapter(digest=digest, device=True))
     ordered = sorted(adapters.values(), key=lambda each: (not each.device, not each.memory, -each.uses, each.digest))
-    return CacheReport(number, tuple(tiers), tuple(ordered[:MAX_REPORTED]))
+    return CacheReport(number, tuple(tiers), tuple(ordered[:MAX_REPORTED]), stats)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from runtime.adapter import MAX_LEASES, Loads, Way
 from runtime.admission import QueueSpeed, unacceptable
-from runtime.batch import BASE_SLOT, Batch, Flight, Row, Runner, RunsAhead, Sampled, Scored
+from runtime.batch import BASE_SLOT, Batch, Flight, KeepsGraphs, Row, Runner, RunsAhead, Sampled, Scored
 from runtime.blocks import BlockPool
 from runtime.ending import ending, grammar_failure
 from runtime.errors import DeviceLost, DuplicateId, GrammarStuck, LogitsInvalid, RunnerMisused
@@ -115,6 +115,7 @@ class Engine:
     ) -> None:
         self._runner, self._model, self._clock, self._random_seed = runner, model, clock, random_seed
         self._ahead = runner if isinstance(runner, RunsAhead) else None
+        self._graphs = runner.graphs if isinstance(runner, KeepsGraphs) else None
         self._under_way: _UnderWay | None = None
         self._landed_at = 0.0
         self._blocks = BlockPool(limits.num_blocks, limits.block_tokens)
@@ -236,6 +237,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """Load figures."""
+        graphs = self._graphs.report if self._graphs is not None else None
         return Stats(
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting,
@@ -253,6 +255,9 @@ class Engine:
             cached_blocks=self._blocks.num_cached,
             prefix_hit_tokens=self._prefixes.num_hit_tokens,
             prefix_prompt_tokens=self._prefixes.num_prompt_tokens,
+            graph_captures=graphs.captures if graphs else 0,
+            graph_capture_s=graphs.capture_s if graphs else 0.0,
+            graphs_failed=graphs.failed if graphs else 0,
         )
 
     def step(self) -> StepResult:

@@ -57,6 +57,7 @@ T = TypeVar("T")
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `python -m runtime`; ends the process with the exit codes above."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m runtime", description="Serve one base model to gateways.")
     parser.add_argument("--config", type=Path, help="JSON file; default: one line on standard input")
     path = parser.parse_args(argv).config
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         config = RuntimeConfig.from_json(_configuration(path))
         if path is None:
             _follow_parent(config)
-        asyncio.run(_run(config))
+        asyncio.run(_run(config, began))
     except (ConfigInvalid, ModelInvalid) as error:
         _leave(f"runtime: {error}", EXIT_CONFIG)
     except (RuntimeFault, StorageError) as error:
@@ -108,7 +109,7 @@ def _leave(message: str, code: int) -> None:
     os._exit(code)
 
 
-async def _run(config: RuntimeConfig) -> None:
+async def _run(config: RuntimeConfig, began: float) -> None:
     try:
         # torch takes a second to import: bad settings are told before
         from runtime.device_runner import DeviceRunner, DeviceSizes
@@ -184,6 +185,7 @@ async def _run(config: RuntimeConfig) -> None:
             max_outgoing_bytes=config.max_outgoing_bytes,
             drain_s=config.drain_s,
             max_step_s=config.max_step_s,
+            start_s=time.monotonic() - began,
         )
         try:
             with bind(config) as listener:

@@ -268,6 +268,10 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     refused: sequences turned away (queue full, unusable). cut_connections: gateways that did not read.
     free_blocks: that nobody uses; some of the cached_blocks are among them. prefix_hit_tokens: of the
     prefix_prompt_tokens of all sequences that started, found computed.
+
+    start_s: from reading the settings until it took connections, with loading and warming up. graph_captures: decode
+    steps that were recorded as graphs of a device, graph_capture_s: what that took, all together; graphs_failed: 1 once
+    none can be recorded any more and every step is launched piece by piece.
     """
 
     running: int = 0
@@ -289,6 +293,10 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     cached_blocks: int = 0
     prefix_hit_tokens: int = 0
     prefix_prompt_tokens: int = 0
+    start_s: float = 0.0
+    graph_captures: int = 0
+    graph_capture_s: float = 0.0
+    graphs_failed: int = 0
 
 
 class Pong(Struct, frozen=True, tag="pong"):
@@ -333,11 +341,13 @@ class CachedAdapter(Struct, frozen=True, omit_defaults=True):
 
 
 class CacheReport(Struct, frozen=True, tag="cache"):
-    """The tiers from the device down, and the adapters in them, the highest first, at most MAX_REPORTED."""
+    """The tiers from the device down, and the adapters in them, the highest first, at most MAX_REPORTED; and the
+    runtime's own figures."""
 
     number: int
     tiers: tuple[TierReport, ...]
     adapters: tuple[CachedAdapter, ...]
+    stats: Stats = Stats()
 
 
 ServerFrame = Welcome | Refused | Step | AdapterStatus | CacheReport | Pong

@@ -54,11 +54,9 @@ from runtime.protocol import (
     Stats,
     Step,
     Submit,
-    TierReport,
     Welcome,
 )
 from runtime.tracing import SequenceSpans
-from storage.tier_records import LoadTimes
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +83,12 @@ class RuntimeService:
         max_outgoing_bytes: int = 8 * 1024**2,
         drain_s: float = 10.0,
         max_step_s: float = 120.0,
+        start_s: float = 0.0,
     ) -> None:
         self._make_engine, self._clock, self._model, self._tiers = make_engine, clock, model, tiers
         self._token, self._max_connections = token.encode(), max_connections
         self._max_outgoing_bytes, self._drain_s, self._max_step_s = max_outgoing_bytes, drain_s, max_step_s
+        self._start_s = start_s
         self._spans = spans or SequenceSpans(None, model.name)
         self._loader = AdapterLoader(tiers, self._loaded, refill=refill)
         self._grammars = grammars
@@ -263,7 +263,7 @@ class RuntimeService:
             case CacheQuery(number):
                 if not connection.asked_for_report:  # as with pings: one question at a time
                     connection.asked_for_report = True
-                    self._thread.post(lambda engine: self._report(connection, number, *engine.device_report()))
+                    self._thread.post(lambda engine: self._report(connection, number, engine))
             case Ping(sent_at):
                 # At most one question to the engine per connection: a hung engine must not pile them up.
                 if connection.ping_sent_at is None:
@@ -342,13 +342,14 @@ class RuntimeService:
     def _pong(self, connection: Connection, stats: Stats) -> None:
         self._loop.call_soon_threadsafe(self._answer_ping, connection, stats)
 
-    def _report(
-        self, connection: Connection, number: int, device: TierReport, copies: LoadTimes, on_device: frozenset[str]
-    ) -> None:
+    def _report(self, connection: Connection, number: int, engine: Engine) -> None:
+        (device, copies, on_device), stats = engine.device_report(), engine.stats()
+
         def send() -> None:
             connection.asked_for_report = False
-            stats, residents = self._tiers.stats(), self._tiers.residents()
-            connection.send(cache_report(number, device, copies, on_device, stats, residents))
+            below, residents = self._tiers.stats(), self._tiers.residents()
+            whole = self._with_own_figures(stats)
+            connection.send(cache_report(number, device, copies, on_device, below, residents, whole))
 
         self._loop.call_soon_threadsafe(send)
 
@@ -395,14 +396,18 @@ class RuntimeService:
     def _answer_ping(self, connection: Connection, stats: Stats) -> None:
         sent_at, connection.ping_sent_at = connection.ping_sent_at, None
         if sent_at is not None:
-            tiers = self._tiers.stats()
-            stats = msgspec.structs.replace(
-                stats,
-                memory_bytes=tiers["memory"].used_bytes,
-                disk_bytes=tiers["disk"].used_bytes,
-                cut_connections=self.num_cut,
-            )
-            connection.send(Pong(sent_at, stats))
+            connection.send(Pong(sent_at, self._with_own_figures(stats)))
+
+    def _with_own_figures(self, stats: Stats) -> Stats:
+        """The engine's, and what it does not know."""
+        tiers = self._tiers.stats()
+        return msgspec.structs.replace(
+            stats,
+            memory_bytes=tiers["memory"].used_bytes,
+            disk_bytes=tiers["disk"].used_bytes,
+            cut_connections=self.num_cut,
+            start_s=self._start_s,
+        )
 
     def _note_ends(self) -> None:
         if not self._live():

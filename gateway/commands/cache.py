@@ -40,6 +40,7 @@ def stats(
         if "problem" in told:
             print(f"{model}: {told['problem']}")
             continue
+        print(f"{model}: {about_runtime(told['runtime'])}")
         columns = ("tier", "entries", "used", "budget", "hits", "misses", "hit ratio", "evicted", "refused", "failures")
         print_rows(model, columns, [_row(tier) for tier in told["tiers"]])
         for tier in told["tiers"]:
@@ -75,6 +76,16 @@ def warm(reference: Reference, config: Config = None, data_dir: DataDir = None, 
 def evict(reference: Reference, config: Config = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Drop an adapter from device, memory and disk as soon as nobody uses it; its next request brings it again."""
     _care("evict", "leaves the tiers", reference, config, data_dir, as_json)
+
+
+def about_runtime(stats: Mapping[str, Any]) -> str:
+    """How it started, what its graphs cost, and what it does now; in one line."""
+    said = [f"started in {stats['start_s']:.1f} s"]
+    if stats["graphs_failed"]:
+        said.append("no graph can be recorded any more: every step is launched piece by piece (see its log)")
+    elif stats["graph_captures"]:
+        said.append(f"{stats['graph_captures']} graphs recorded in {stats['graph_capture_s']:.1f} s")
+    return ", ".join([*said, f"{stats['running']} running", f"{stats['waiting']} waiting"])
 
 
 def load_times(loads: Mapping[str, Any]) -> str:

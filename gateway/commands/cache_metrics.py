@@ -1,6 +1,6 @@
-"""What `lorikeet cache stats --prometheus` prints: the tiers' figures in Prometheus' text format, for the node
-exporter's textfile collector or anything else that reads it. One sample a tier and figure; adapters are not told apart
-here, since their number has no bound.
+"""What `lorikeet cache stats --prometheus` prints: the tiers' figures and the runtimes' own in Prometheus' text format,
+for the node exporter's textfile collector or anything else that reads it. One sample a tier and figure, or a runtime
+and figure; adapters are not told apart here, since their number has no bound.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,6 +27,32 @@ _COUNTERS: Final = {
     "retries": ("retries", "Parts of downloads asked for again."),
     "negative_hits": ("negative_hits", "Answers that it is missing or damaged, given without asking again."),
 }
+# What a runtime tells of itself: field -> (name, kind, what it is).
+_RUNTIME: Final = {
+    "start_s": ("start_seconds", "gauge", "From reading its settings until it took connections."),
+    "graph_captures": ("graph_captures_total", "counter", "Decode steps recorded as graphs of the device."),
+    "graph_capture_s": ("graph_capture_seconds_total", "counter", "What recording them took."),
+    "graphs_failed": ("graphs_failed", "gauge", "1 once no graph can be recorded any more: slower, and right."),
+    "running": ("running", "gauge", "Sequences in the batch."),
+    "waiting": ("waiting", "gauge", "Sequences that wait for room."),
+    "waiting_for_adapter": ("waiting_for_adapter", "gauge", "Sequences that wait for their adapter."),
+    "free_blocks": ("kv_free_blocks", "gauge", "Blocks of the key/value cache that nobody uses."),
+    "total_blocks": ("kv_blocks", "gauge", "Blocks of the key/value cache."),
+    "cached_blocks": ("kv_cached_blocks", "gauge", "Blocks that the prefix cache knows."),
+    "adapters_resident": ("adapters_resident", "gauge", "Adapters on the device."),
+    "adapter_rows_used": ("adapter_rows_used", "gauge", "Rank rows on the device that adapters take."),
+    "adapter_rows_total": ("adapter_rows", "gauge", "Rank rows on the device."),
+    "memory_bytes": ("memory_tier_bytes", "gauge", "Adapters in host memory."),
+    "disk_bytes": ("disk_tier_bytes", "gauge", "Adapters on disk."),
+    "steps": ("steps_total", "counter", "Steps of the engine."),
+    "generated_tokens": ("generated_tokens_total", "counter", "Tokens drawn."),
+    "evictions": ("adapter_evictions_total", "counter", "Adapters that left the device to make room."),
+    "preemptions": ("preemptions_total", "counter", "Sequences that gave their blocks back and began again."),
+    "refused": ("refused_total", "counter", "Sequences turned away: queue full, or unusable."),
+    "cut_connections": ("cut_connections_total", "counter", "Gateways that did not read."),
+    "prefix_hit_tokens": ("prefix_hit_tokens_total", "counter", "Prompt tokens found computed."),
+    "prefix_prompt_tokens": ("prefix_prompt_tokens_total", "counter", "Prompt tokens of all sequences that started."),
+}
 
 
 def exposition(report: Mapping[str, Any]) -> str:
@@ -48,6 +74,13 @@ def exposition(report: Mapping[str, Any]) -> str:
               "# TYPE lorikeet_tier_load_seconds histogram"]  # fmt: skip
     for model, tier in tiers:
         lines += _histogram(_labels(model=model, tier=tier["tier"]), tier["loads"])
+    for field, (name, kind, told) in _RUNTIME.items():
+        lines += [f"# HELP lorikeet_runtime_{name} {told}", f"# TYPE lorikeet_runtime_{name} {kind}"]
+        lines += [
+            f"lorikeet_runtime_{name}{_labels(model=model)} {about['runtime'][field]}"
+            for model, about in report.items()
+            if about["runtime"]
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -52,6 +52,9 @@ def test_look_pin_warm_evict_simulate(deployment: Deployment, tmp_path: Path) ->
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert f'lorikeet_tier_up{{model="{MODEL}"}} 1\n' in done.stdout
+    assert f'lorikeet_runtime_start_seconds{{model="{MODEL}"}} ' in done.stdout
+    assert report["runtime"]["start_s"] > 0.5  # torch alone takes longer to be read
+    assert report["runtime"]["generated_tokens"] > 0
     assert f'lorikeet_tier_refused_total{{model="{MODEL}",tier="disk"}} 0\n' in done.stdout
 
     reference = f"{caller.account_id}/tides-json"

@@ -12,7 +12,7 @@ from gateway.errors import BadInput, ObjectNotFound, RuntimeUnavailable
 from gateway.ids import PUBLIC_ACCOUNT_ID
 from gateway.settings import Tiers
 from runtime.errors import RuntimeLost
-from runtime.protocol import AdapterRef, CachedAdapter, CacheReport, TierReport
+from runtime.protocol import AdapterRef, CachedAdapter, CacheReport, Stats, TierReport
 from tests.gateway.finetune_calls import make_ready, replace
 from tests.gateway.plane import MODEL, OTHER_MODEL, Plane, Tenant
 
@@ -43,7 +43,9 @@ class RecordingCache:
     async def cache_report(self) -> CacheReport:
         if self.lost:
             raise RuntimeLost("the runtime went away")
-        return CacheReport(1, (TierReport(tier="device", max_bytes=64),), self.adapters)
+        return CacheReport(
+            1, (TierReport(tier="device", max_bytes=64),), self.adapters, Stats(start_s=9.5, graph_captures=4)
+        )
 
 
 @pytest.fixture
@@ -154,8 +156,11 @@ async def test_the_report_names_owners(
         (twin.id, "same weights", 1),
     }
     assert (first["device"], first["disk"], second["owners"]) == (True, False, [])
+    about = report[MODEL]["runtime"]
+    assert (about["start_s"], about["graph_captures"], about["graph_capture_s"], about["running"]) == (9.5, 4, 0.0, 0)
     cache.lost = True
-    assert (await operator.get("/cache")).json()[MODEL]["problem"] == "the runtime went away"
+    lost = (await operator.get("/cache")).json()[MODEL]
+    assert (lost["problem"], lost["runtime"]) == ("the runtime went away", {})
 
 
 async def test_warm_up_at_the_start(plane: Plane, tenant: Tenant, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,9 +4,11 @@ import re
 from collections import Counter
 
 import msgspec
+import pytest
 
+from gateway.commands.cache import about_runtime
 from gateway.commands.cache_metrics import exposition
-from runtime.protocol import TierReport
+from runtime.protocol import Stats, TierReport
 from storage.tier_records import Histogram, TierStats
 
 SAMPLE = re.compile(r'([a-z_]+)\{((?:[a-z]+="(?:[^"\\\n]|\\.)*",?)*)\} (-?[0-9.e+]+|\+Inf)')
@@ -24,7 +26,11 @@ def report() -> dict[str, object]:
     whole = [
         {name: msgspec.to_builtins(value) for name, value in msgspec.structs.asdict(tier).items()} for tier in tiers
     ]
-    return {MODEL: {"tiers": whole, "adapters": []}, "gone": {"problem": "lost", "tiers": [], "adapters": []}}
+    stats = Stats(running=3, start_s=12.5, graph_captures=14, graph_capture_s=1.25, generated_tokens=700)
+    return {
+        MODEL: {"tiers": whole, "adapters": [], "runtime": msgspec.structs.asdict(stats)},
+        "gone": {"problem": "lost", "tiers": [], "adapters": [], "runtime": {}},
+    }
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
@@ -59,6 +65,40 @@ def test_no_counter_of_a_tier_is_forgotten() -> None:
     text = exposition(report())
     for field in TierStats.__struct_fields__:
         assert field == "loads" or field.replace("max_bytes", "budget").replace("_bytes", "") in text, field
+
+
+def test_a_runtime_tells_of_its_start_and_its_graphs() -> None:
+    text = exposition(report())
+    found = samples(text)
+    model = 'model="odd \\"name\\" \\\\ here"'
+    assert found["lorikeet_runtime_start_seconds", model] == 12.5
+    assert found["lorikeet_runtime_graph_captures_total", model] == 14
+    assert found["lorikeet_runtime_graph_capture_seconds_total", model] == 1.25
+    assert found["lorikeet_runtime_graphs_failed", model] == 0
+    assert found["lorikeet_runtime_running", model] == 3
+    assert found["lorikeet_runtime_generated_tokens_total", model] == 700
+    mine = [name for name, labels in found if name.startswith("lorikeet_runtime_") and labels == model]
+    assert len(mine) == len(Stats.__struct_fields__), "a figure of the runtime is forgotten"
+    assert not [name for name, labels in found if name.startswith("lorikeet_runtime_") and labels != model]
+
+
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        (Stats(start_s=3.14, running=2, waiting=1), "started in 3.1 s, 2 running, 1 waiting"),
+        (
+            Stats(start_s=20, graph_captures=14, graph_capture_s=1.26),
+            "started in 20.0 s, 14 graphs recorded in 1.3 s, 0 running, 0 waiting",
+        ),
+        (
+            Stats(start_s=20, graph_captures=2, graphs_failed=1),
+            "started in 20.0 s, no graph can be recorded any more: every step is launched piece by piece (see its "
+            "log), 0 running, 0 waiting",
+        ),
+    ],
+)
+def test_the_command_says_it_in_a_line(stats: Stats, said: str) -> None:
+    assert about_runtime(msgspec.structs.asdict(stats)) == said
 
 
 def test_a_histogram_counts_up() -> None:

@@ -76,6 +76,18 @@ async def test_a_report_tells_every_tier_and_adapter(tmp_path: Path) -> None:
         assert (loads["object"], loads["memory"]) == (2, 1)
 
 
+async def test_ping_and_report_tell_of_start_and_graphs(tmp_path: Path) -> None:
+    async with serving(tmp_path, start_s=12.5) as running, running.client(ping_interval_s=0.01) as client:
+        await client.wait_ready(5)
+        await running.upload(0.1)
+        report = (await client.cache_report()).stats
+        assert (report.start_s, report.total_blocks, report.graph_captures) == (12.5, 256, 0)
+        async with asyncio.timeout(10):
+            while client.stats is None:
+                await asyncio.sleep(0.001)
+        assert client.stats.start_s == 12.5
+
+
 async def test_no_report_without_a_runtime(tmp_path: Path) -> None:
     async with serving(tmp_path, drain_s=0.0) as running, running.client() as client:
         with pytest.raises(RuntimeLost, match="does not answer"):

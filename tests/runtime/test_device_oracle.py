@@ -14,14 +14,16 @@ from transformers import LlamaConfig
 
 from runtime.batch import PENDING, Batch, Scored
 from runtime.device_runner import DeviceRunner, row_buckets
+from runtime.engine import Engine, EngineLimits
 from runtime.errors import AdapterInvalid, ConfigInvalid, LogitsInvalid, RunnerMisused
 from runtime.layers.kv_cache import KVCache
 from runtime.models.config import ModelConfig
 from runtime.process import _load_on_card
-from runtime.protocol import SamplingParams
+from runtime.protocol import ModelInfo, SamplingParams
 from storage.geometry import MODULES
 from tests.runtime.bases import CONFIGS
 from tests.runtime.device_rig import SIZES, device_runner, interpreted
+from tests.runtime.fakes import FakeLoads
 from tests.runtime.oracle import (
     Job,
     add_adapters,
@@ -295,6 +297,12 @@ def test_a_process_serves_with_a_warm_runner_and_says_how_long_it_took(
     assert runner.graphs.report.captures > 0
     assert "steps to warm up in" in caplog.text
     assert "captures=" in caplog.text
+    # And so says the engine, to whoever asks the runtime how it is.
+    info = ModelInfo("tiny", "float32", "cpu", runner.num_parameters, runner.vocab_size, 256, 64, ())
+    limits = EngineLimits(runner.num_blocks, SIZES.block_tokens, SIZES.adapter_rows)
+    told, report = Engine(runner, info, limits, FakeLoads(), lambda: 0.0).stats(), runner.graphs.report
+    assert (told.graph_captures, told.graph_capture_s, told.graphs_failed) == (report.captures, report.capture_s, 0)
+    assert told.graph_capture_s > 0
 
 
 @pytest.mark.parametrize("part", ["KVCache", "AdapterPool", "load_decoder", "AdapterCopies"])
