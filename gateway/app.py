@@ -225,6 +225,7 @@ async def _open_clients(
                 # Another's runtime is not ours to kill, not even on this machine: other gateways may be served by it.
                 on_hung=functools.partial(_replace_hung, model.name) if here else None,
                 check=RuntimeMatch(model),
+                max_gap_s=settings.server.stream_gap_ms / 1000,
             )
         )
     return clients

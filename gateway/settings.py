@@ -46,6 +46,8 @@ class Server(_Section, frozen=True):
     """`port` 0 takes a free one. `request_timeout_s` is the deadline of one inference.
 
     `max_body_bytes` bounds one request's body, `body_buffer_bytes` all bodies that are in memory together.
+    `stream_gap_ms`: tokens of one answer that come nearer to each other than this may leave together, the sooner the
+    fewer answers are under way; 0 sends each by itself.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +56,7 @@ class Server(_Section, frozen=True):
     max_body_bytes: Positive = 10 * 1024 * 1024
     body_buffer_bytes: Positive = 256 * 1024 * 1024
     drain_s: Seconds = 10.0
+    stream_gap_ms: Annotated[float, Meta(ge=0, le=1000)] = 10.0
 
 
 class Storage(_Section, frozen=True):

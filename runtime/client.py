@@ -51,7 +51,7 @@ from runtime.protocol import (
     Submit,
     Welcome,
 )
-from runtime.stream import Stream
+from runtime.stream import Beat, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class RuntimeClient:
     socket_path, or host and port, name the runtime; `token` is the deployment's shared secret. `on_hung` is called
     (in the event loop, with the runtime's pid) when `max_missed_pongs` pings in a row went unanswered; the connection
     is dropped then. The default is three, or ten for a model on a CPU, where one step may honestly take seconds.
-    `check` looks at what a runtime says of its model; the words that it returns are why it is not used.
+    `check` looks at what a runtime says of its model; the words that it returns are why it is not used. Outputs of one
+    sequence that come within `max_gap_s` may be given together, see `stream.py`.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class RuntimeClient:
         max_streams: int = 4096,
         on_hung: Callable[[int], None] | None = None,
         check: Callable[[ModelInfo], str | None] | None = None,
+        max_gap_s: float = 0.0,
     ) -> None:
         if (socket_path is None) == (host is None):
             raise ValueError("give either socket_path or host")
@@ -94,6 +96,8 @@ class RuntimeClient:
         self._ping_interval_s, self._max_missed = ping_interval_s, max_missed_pongs
         self._connect_timeout_s, self._max_streams, self._on_hung = connect_timeout_s, max_streams, on_hung
         self._check = check
+        self._max_gap_s = max_gap_s
+        self._beat: Beat | None = None
         self._refused = ""
         self._ids = itertools.count(1)
         self._streams: dict[int, Stream] = {}
@@ -112,6 +116,9 @@ class RuntimeClient:
         self.pid: int | None = None
 
     async def __aenter__(self) -> Self:
+        if self._max_gap_s > 0:
+            loop = asyncio.get_running_loop()
+            self._beat = Beat(self._max_gap_s, loop.time, loop.call_later)
         self._task = asyncio.create_task(self._keep_connected(), name="runtime-client")
         return self
 
@@ -189,7 +196,8 @@ class RuntimeClient:
         if isinstance(frame, Failure):
             yield SequenceOutput(sequence_id=sequence_id, finish_reason="error", failure=frame)
             return
-        stream = self._streams[sequence_id] = Stream()
+        stream = self._streams[sequence_id] = Stream(self._beat)
+        self._count_streams()
         try:
             writer.write(frame)
             await _drained(writer)
@@ -200,6 +208,7 @@ class RuntimeClient:
                     return
         finally:
             del self._streams[sequence_id]
+            self._count_streams()
             if not stream.ended:
                 self._tell(Abort(sequence_id))
 
@@ -246,6 +255,10 @@ class RuntimeClient:
     def adapter_status(self, digest: str) -> AdapterStatus | None:
         """The latest news of an adapter; None when there was none, or too long ago."""
         return self._statuses.get(digest)
+
+    def _count_streams(self) -> None:
+        if self._beat is not None:
+            self._beat.num_streams = len(self._streams)
 
     def _acceptable(self, request: Submit) -> bytes | Failure:
         """The frame, or why it is not worth sending."""

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runtime.client import RuntimeClient, RuntimeLost
 from runtime.protocol import SequenceOutput
-from runtime.stream import Stream
+from runtime.stream import WAKE_S, Beat, Stream
 from tests.runtime.fakes import MODEL, answer, ref, submit
 from tests.runtime.serving import TOKEN, ask, sampling, serving
 
@@ -341,3 +342,96 @@ async def test_a_failed_stream_gives_what_it_has_first() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeLost):
             await stream.get()
+
+
+class _Clock:
+    """A loop's clock and timers, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 128.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        self.timers.append((self.now + delay_s, call))
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+        due = [call for at, call in self.timers if at <= self.now]
+        self.timers = [timer for timer in self.timers if timer[0] > self.now]
+        for call in due:
+            call()
+
+
+async def _turn() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_tokens_that_come_close_together_are_given_together() -> None:
+    clock = _Clock()
+    beat = Beat(10.0, lambda: clock.now, clock.call_later)
+    beat.num_streams = 100_000
+    streams = [Stream(beat), Stream(beat)]
+    taken: list[list[SequenceOutput]] = [[], []]
+
+    async def read(number: int) -> None:
+        while not taken[number] or taken[number][-1].finish_reason is None:
+            taken[number].append(await streams[number].get())
+
+    readers = [asyncio.create_task(read(number)) for number in range(2)]
+    await _turn()
+    for token in range(12):  # one every two seconds
+        for stream in streams:
+            stream.put(_output(token, reason="stop" if token == 11 else None))
+        await _turn()
+        clock.move(2.0)
+        await _turn()
+    await asyncio.gather(*readers)
+    for outputs in taken:
+        # The first at once; the second starts a beat, which strikes ten seconds later; the last does not wait for one.
+        assert [output.token_ids for output in outputs] == [(0,), (1, 2, 3, 4, 5), (6, 7, 8, 9, 10), (11,)]
+    assert len(clock.timers) <= 1, "one timer for all streams"
+
+
+async def test_a_token_that_comes_late_enough_does_not_wait() -> None:
+    clock = _Clock()
+    beat = Beat(10.0, lambda: clock.now, clock.call_later)
+    beat.num_streams = 100_000
+    stream = Stream(beat)
+    for token in range(5):
+        reader = asyncio.create_task(stream.get())
+        await _turn()
+        stream.put(_output(token))
+        await _turn()
+        assert reader.result().token_ids == (token,)
+        clock.move(11.0)
+    assert not clock.timers
+
+
+async def test_one_answer_alone_is_hardly_held_back() -> None:
+    clock = _Clock()
+    beat = Beat(10.0, lambda: clock.now, clock.call_later)
+    beat.num_streams = 1
+    stream = Stream(beat)
+    stream.put(_output(1))
+    await stream.get()
+    stream.put(_output(2))
+    (at, _), = clock.timers
+    assert at - clock.now == pytest.approx(WAKE_S)
+
+
+async def test_a_failure_does_not_wait_for_the_beat() -> None:
+    clock = _Clock()
+    beat = Beat(10.0, lambda: clock.now, clock.call_later)
+    beat.num_streams = 100_000
+    stream = Stream(beat)
+    stream.put(_output(1))
+    await stream.get()
+    reader = asyncio.create_task(stream.get())
+    await _turn()
+    stream.put(_output(2))
+    stream.fail(RuntimeLost("gone"))
+    await _turn()
+    assert reader.result().token_ids == (2,)
+    with pytest.raises(RuntimeLost):
+        await stream.get()
