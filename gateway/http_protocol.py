@@ -21,6 +21,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import BadInput, LorikeetError, RequestTimeout, RequestTooLarge
+from gateway.joined_head import JoinedHead
 from gateway.open_files import max_connections
 from gateway.wire.envelope import error_body
 
@@ -53,6 +54,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._phase = "idle"
         self._phase_began = 0.0
         self._received = 0
+        self._head_bytes = 0  # of all header fields so far
         self._framing = 0  # bytes of the body phase since the last byte of body: chunk extensions and trailers
         self._running: RequestResponseCycle | None = None
         self._closing_since: float | None = None
@@ -64,6 +66,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = JoinedHead(transport, self.loop)  # type: ignore[assignment]  # as good as one for uvicorn
         if len(self.connections) > max_connections():
             self._make_room()
         # A connection that never says a word is a head that never ends.
@@ -120,6 +123,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head_bytes = 0
         if self._phase != "head":
             self._enter("head")
 
@@ -134,15 +138,17 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
             self._refuse(431, "Too many header fields.")
-        if sum(len(key) + len(text) for key, text in self.headers) > MAX_HEAD_BYTES:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, "Request header fields too large.")
 
     def on_headers_complete(self) -> None:
         names = [name for name, _ in self.headers]
         if names.count(b"host") > 1 or (names.count(b"host") == 0 and self.parser.get_http_version() == "1.1"):
             self._refuse(400, "Exactly one Host header is needed.")
-        if not all(_HOST.fullmatch(value) for name, value in self.headers if name == b"host"):
-            self._refuse(400, "The Host header is not a host.")
+        for name, value in self.headers:
+            if name == b"host" and not _HOST.fullmatch(value):
+                self._refuse(400, "The Host header is not a host.")
         if b"transfer-encoding" in names and (
             b"content-length" in names
             or self.parser.get_http_version() == "1.0"
