@@ -22,7 +22,7 @@ import cachetools
 
 from runtime.codec import decode_server, encode
 from runtime.errors import RuntimeLost as RuntimeLost
-from runtime.framing import read_frame
+from runtime.framing import FrameReader
 from runtime.peer import peer_pid
 from runtime.protocol import (
     PROTOCOL_VERSION,
@@ -102,6 +102,7 @@ class RuntimeClient:
         self._ids = itertools.count(1)
         self._streams: dict[int, Stream] = {}
         self._writer: asyncio.StreamWriter | None = None
+        self._outgoing: list[bytes] = []
         self._ready = asyncio.Event()
         self._statuses: cachetools.LRUCache[str, AdapterStatus] = cachetools.LRUCache(MAX_STATUSES)
         self._task: asyncio.Task[None] | None = None
@@ -148,6 +149,8 @@ class RuntimeClient:
 
     async def wait_ready(self, timeout_s: float) -> ModelInfo:
         """Waits for a welcome. Raises RuntimeLost with the latest problem when none comes in time."""
+        if self.model is not None and self.ready and self._task is not None and not self._task.done():
+            return self.model
         try:
             async with asyncio.timeout(timeout_s):
                 while self.model is None or not self.ready:
@@ -199,7 +202,7 @@ class RuntimeClient:
         stream = self._streams[sequence_id] = Stream(self._beat)
         self._count_streams()
         try:
-            writer.write(frame)
+            self._send(frame)
             await _drained(writer)
             while True:
                 output = await stream.get()
@@ -279,7 +282,18 @@ class RuntimeClient:
 
     def _tell(self, frame: ClientFrame) -> None:
         if self._writer is not None and self.ready:
-            self._writer.write(encode(frame))
+            self._send(encode(frame))
+
+    def _send(self, frame: bytes) -> None:
+        """With all others of this turn of the event loop, in one write."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(frame)
+
+    def _flush(self) -> None:
+        frames, self._outgoing = self._outgoing, []
+        if frames and self._writer is not None:
+            self._writer.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     async def _keep_connected(self) -> None:
         backoff_s = FIRST_BACKOFF_S
@@ -309,13 +323,17 @@ class RuntimeClient:
             self._writer = writer
             writer.write(encode(Hello(PROTOCOL_VERSION, self._token, self._gateway_id)))
             await writer.drain()
-            body = await read_frame(reader)
-        self._greeted(None if body is None else decode_server(body))
+            frames = FrameReader(reader)
+            bodies = await frames.arrived()
+        self._greeted(decode_server(bodies[0]) if bodies else None)
         try:
             async with asyncio.TaskGroup() as tasks:
                 pings = tasks.create_task(self._ping(writer))
-                while (body := await read_frame(reader)) is not None:
-                    self._take(decode_server(body))
+                bodies = bodies[1:] or await frames.arrived()
+                while bodies:
+                    for body in bodies:
+                        self._take(decode_server(body))
+                    bodies = await frames.arrived()
                 pings.cancel()
         except BaseExceptionGroup as group:
             # The reader's own error or the pinger's: one of them ended the connection, the other was cancelled.
@@ -398,6 +416,7 @@ class RuntimeClient:
         self._ready.clear()
         self.stats = None
         self._statuses.clear()
+        self._outgoing = []
         if self._writer is not None:
             self._writer.transport.abort()
             self._writer = None

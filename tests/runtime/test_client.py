@@ -416,7 +416,7 @@ async def test_one_answer_alone_is_hardly_held_back() -> None:
     stream.put(_output(1))
     await stream.get()
     stream.put(_output(2))
-    (at, _), = clock.timers
+    ((at, _),) = clock.timers
     assert at - clock.now == pytest.approx(WAKE_S)
 
 
@@ -435,3 +435,14 @@ async def test_a_failure_does_not_wait_for_the_beat() -> None:
     assert reader.result().token_ids == (2,)
     with pytest.raises(RuntimeLost):
         await stream.get()
+
+
+async def test_what_is_sent_in_one_turn_of_the_loop_is_one_write(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running, running.client() as client:
+        await client.wait_ready(5)
+        assert client._writer is not None
+        write, writes = client._writer.write, list[bytes]()
+        client._writer.write = lambda data: (writes.append(bytes(data)), write(data))[1]  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(ask(client, sampling=sampling(3)) for _ in range(8)))
+        assert all(tokens == answers[0][0] for tokens, _ in answers)
+        assert len([data for data in writes if b"submit" in data]) == 1
