@@ -1,6 +1,6 @@
 """The composition root: opens every part in order, closes them in reverse, and joins the route table with middleware.
 
-    RequestId > Tracing > LastResort > PlainPath > Starlette's handlers of typed errors > the row's own guard > handler
+    Tracing > Front (id, plain path, failures) > route table > the row's own guard > handler
 
 `app.state.services` is there from start-up to shut-down. Tests give their own `backends`; nothing else can be replaced,
 because everything else runs anywhere.
@@ -20,13 +20,10 @@ from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from gateway.accounts import Accounts
-from gateway.authorize import ROUTE_KEY, build_routes
+from gateway.authorize import build_routes
 from gateway.backends.base import Backend
 from gateway.backends.encoder import EncoderBackend
 from gateway.backends.runtime import RuntimeBackend
@@ -40,13 +37,10 @@ from gateway.data_dir import DataDir, object_folder
 from gateway.encoders import EncoderCatalog, EncoderModel
 from gateway.endpoints import embeddings, finetune_versions, health, identity, logs, models, openai, openapi, run
 from gateway.endpoints import finetunes as finetunes_endpoint
-from gateway.errors import InvalidRequest, LorikeetError, RouteNotFound
 from gateway.finetunes import Finetunes
 from gateway.ids import new_id
 from gateway.logs.log_store import LogStore
-from gateway.middleware.last_resort import LastResort
-from gateway.middleware.plain_path import PlainPath
-from gateway.middleware.request_id import SCOPE_KEY, RequestId
+from gateway.middleware.front import Front
 from gateway.middleware.telemetry import Tracing
 from gateway.openapi.document import document
 from gateway.pipeline import Pipeline
@@ -59,11 +53,9 @@ from gateway.telemetry import Telemetry
 from gateway.text.encoder_tokenizer import EncoderTokenizer
 from gateway.text.tokenizer import Tokenizer, TokenizerFault
 from gateway.text.tool_calls.base import FormatName
-from gateway.wire.envelope import as_lorikeet_error, error_response
 from runtime.client import RuntimeClient
 from runtime.encoder.client import EncoderClient
 from storage.database import Database
-from storage.errors import StorageError
 from storage.objects.base import ObjectStore
 from storage.objects.local import LocalObjects
 from storage.objects.s3 import S3Objects
@@ -103,15 +95,18 @@ def build_app(
             app.state.services = services
             yield
 
-    app = Starlette(
-        routes=build_routes(ROWS),
-        lifespan=lifespan,
-        middleware=[Middleware(RequestId), Middleware(Tracing), Middleware(LastResort), Middleware(PlainPath)],
-        exception_handlers={LorikeetError: _refuse, StorageError: _refuse, HTTPException: _refuse},
-    )
-    # Paths have one form (PlainPath), so a redirect to the other would come back for ever; and it would name the Host.
+    app = _App(routes=build_routes(ROWS), lifespan=lifespan)
+    # Paths have one form (Front), so a redirect to the other would come back for ever; and it would name the Host.
     app.router.redirect_slashes = False
     return app
+
+
+class _App(Starlette):
+    """Without Starlette's own two layers: what they do for failures is `Front`'s to do."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Outermost first."""
+        return Tracing(Front(self.router.app))
 
 
 @asynccontextmanager
@@ -284,15 +279,3 @@ def _load_tokenizer(model: CatalogModel, tool_format: FormatName | None) -> Toke
 def _folders(settings: Settings) -> dict[str, Path | None]:
     folders: dict[str, Path | None] = {} if settings.demo_model else {DEMO_MODEL: None}
     return folders | {name: Path(model.path).expanduser() for name, model in settings.models.items()}
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    """Typed errors, and the few of Starlette itself, as the caller sees them."""
-    if isinstance(error, StorageError):
-        logger.error("request %s: storage failed: %s", request.scope.get(SCOPE_KEY), error)
-    elif isinstance(error, HTTPException):
-        error = RouteNotFound("No route for that URI") if error.status_code == 404 else InvalidRequest(error.detail)
-    refusal = as_lorikeet_error(error)
-    row = request.scope.get(ROUTE_KEY)
-    openai_errors = row.openai_errors if isinstance(row, ApiRoute) else "/ai/v1/" in request.url.path
-    return error_response(refusal, openai=openai_errors)

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import AuthenticationFailed, BadInput, MethodNotSupported, ObjectNotFound, PermissionMissing
+from gateway.headers import ApiRequest
 from gateway.names import printable
 from gateway.permissions import allows
 from gateway.routes import ApiRoute, PublicRoute
@@ -31,7 +32,7 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ROUTE_KEY] = self.row
-        request = Request(scope, receive, send)
+        request = ApiRequest(scope, receive, send)
         services: Services = scope["app"].state.services
         identity = await services.accounts.authenticate(read_secret(request.headers))
         account_id = request.path_params.get("account_id")
@@ -71,7 +72,7 @@ class TableRoute(Route):
         """Raises MethodNotSupported where only the path matched."""
         if self.methods is not None and scope["method"] not in self.methods:
             raise MethodNotSupported(f"{printable(scope['method'], 16)} not supported for requested URI.")
-        await super().handle(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 def build_routes(rows: Sequence[ApiRoute | PublicRoute]) -> list[TableRoute]:
