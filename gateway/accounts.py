@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
-from cachetools import TTLCache
+from cachetools import FIFOCache, TTLCache
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -54,6 +54,7 @@ class Token(msgspec.Struct, frozen=True):
 class _Known(msgspec.Struct, frozen=True):
     identity: Identity
     expires_at: float | None
+    until: float  # by the monotonic clock; then it is looked up anew
 
 
 class Accounts:
@@ -67,8 +68,8 @@ class Accounts:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
-        self._now = now
-        self._known: TTLCache[bytes, _Known] = TTLCache(MAX_CACHED_TOKENS, CACHE_S, monotonic)
+        self._now, self._monotonic = now, monotonic
+        self._known: FIFOCache[bytes, _Known] = FIFOCache(MAX_CACHED_TOKENS)
         self._refused: TTLCache[bytes, None] = TTLCache(MAX_CACHED_TOKENS, REFUSED_CACHE_S, monotonic)
         self._generation = 0
 
@@ -173,10 +174,12 @@ class Accounts:
     async def authenticate(self, secret: str) -> Identity:
         """Who holds this secret. Raises AuthenticationFailed, always with the same words."""
         digest = secret_digest(secret)
-        if digest is None or digest in self._refused:
+        if digest is None:
             raise AuthenticationFailed
         known = self._known.get(digest)
-        if known is None:
+        if known is None or known.until <= self._monotonic():
+            if digest in self._refused:
+                raise AuthenticationFailed
             known = await self._look_up(digest)
         if known.expires_at is not None and known.expires_at <= self._now():
             raise AuthenticationFailed
@@ -192,7 +195,7 @@ class Accounts:
             self._refused[digest] = None
             raise AuthenticationFailed
         identity = Identity(row["account_id"], row["id"], frozenset(row["permissions"]), row["weight"])
-        known = _Known(identity, row["expires_at"])
+        known = _Known(identity, row["expires_at"], self._monotonic() + CACHE_S)
         if generation == self._generation:
             self._known[digest] = known
         return known

@@ -47,7 +47,7 @@ class Exchange:
         self.identity = identity
         self._created_at = time.time()
         self._started = time.monotonic()
-        self._path = printable(request.url.path.partition(f"/{identity.account_id}/")[2], 512)
+        self._path = printable(request.scope["path"].partition(f"/{identity.account_id}/")[2], 512)
         self._gateway_wanted = headers.get("cf-aig-gateway-id", DEFAULT_GATEWAY)
         self._event_id = _matching(_EVENT_ID, headers.get("cf-aig-event-id")) or self.log_id
         self._collect = _wish(headers.get("cf-aig-collect-log"))

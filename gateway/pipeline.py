@@ -57,7 +57,8 @@ class Pipeline:
             raise RuntimeUnavailable(f"no runtime serves {request.model} at the moment", retry_after_s=5)
         using = self._finetunes.uses.hold(request.adapter, request.log_id) if request.adapter else nullcontext()
         with using, self._telemetry.inference_span(request) as span:
-            request = msgspec.structs.replace(request, traceparent=span.traceparent)
+            if (traceparent := span.traceparent) is not None:
+                request = msgspec.structs.replace(request, traceparent=traceparent)
             async with aclosing(backend.generate(request)) as chunks:
                 async for chunk in chunks:
                     span.saw(chunk)

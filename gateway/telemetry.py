@@ -107,8 +107,10 @@ class Telemetry:
         """The span of one HTTP request, child of the caller's `traceparent` if there is one. Use as a context."""
         return ServerSpan(self._tracer, scope)
 
-    def inference_span(self, request: ResolvedRequest) -> "InferenceSpan":
+    def inference_span(self, request: ResolvedRequest) -> "InferenceSpan | NoSpan":
         """The span of one answer by one backend. Use as a context."""
+        if not self.enabled and not trace.get_current_span().get_span_context().is_valid:
+            return _NO_SPAN
         return InferenceSpan(self._tracer, request)
 
 
@@ -158,6 +160,24 @@ class ServerSpan:
         if status >= 500:
             self._span.set_attribute(ERROR_TYPE, str(status))
             self._span.set_status(Status(StatusCode.ERROR))
+
+
+class NoSpan:
+    """An `InferenceSpan` where nothing is recorded and no caller's trace is to be passed on. No state: one for all."""
+
+    traceparent: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def saw(self, chunk: Chunk) -> None:
+        """Nothing is kept."""
+
+
+_NO_SPAN: Final = NoSpan()
 
 
 class InferenceSpan:

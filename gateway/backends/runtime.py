@@ -70,10 +70,7 @@ class RuntimeBackend:
         grammar = await _away(asked, _grammar, asked, self._tokenizer)
         sampling = sampling_params(asked, len(prompt), window, info, self._tokenizer.eos_token_id)
         choices = [
-            self._choice(
-                request, prompt, msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, index)), grammar
-            )
-            for index in range(asked.sampling.n)
+            self._choice(request, prompt, _seeded(sampling, index), grammar) for index in range(asked.sampling.n)
         ]
         async with aclosing(choices[0] if len(choices) == 1 else side_by_side(choices)) as chunks:
             async for chunk in chunks:
@@ -163,6 +160,11 @@ async def _away(asked: ChatRequest, work: Callable[..., T], *arguments: object) 
     if request_chars(asked) + len(asked.json_schema or "") <= _INLINE_CHARS:
         return work(*arguments)
     return await asyncio.to_thread(work, *arguments)
+
+
+def _seeded(sampling: SamplingParams, index: int) -> SamplingParams:
+    seed = choice_seed(sampling.seed, index)
+    return sampling if seed == sampling.seed else msgspec.structs.replace(sampling, seed=seed)
 
 
 def _grammar(asked: ChatRequest, tokenizer: Tokenizer) -> Grammar | None:

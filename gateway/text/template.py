@@ -42,6 +42,9 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(_FALLBACK if source is None else source)
             self._tool_template = environment.from_string(tool_source) if tool_source else self._template
+            for template in (self._template, self._tool_template):
+                # jinja's own is a chain of maps, and each rendering copies it: a plain one takes a third of the time.
+                template.globals = dict(template.globals)
             names = environment.parse(self.source).find_all(nodes.Name)
             self.knows_tools = any(name.name == "tools" and name.ctx == "load" for name in names)
         except jinja2.TemplateError as error:

@@ -87,7 +87,8 @@ class StreamOptions(msgspec.Struct):
     include_usage: Annotated[Scalar, _boolean("One more event with `usage` before the end.")] = None
 
 
-_NULL: Final = msgspec.Raw(b"null")
+# What is absent is this very object: who looks for it need not decode.
+NULL: Final = msgspec.Raw(b"null")
 
 
 class Settings(msgspec.Struct):
@@ -110,35 +111,35 @@ class Settings(msgspec.Struct):
         Scalar,
         ranged("integer", -MAX_PRIORITY, MAX_PRIORITY, "Among the account's own requests lower is earlier.", default=0),
     ] = None
-    service_tier: Annotated[msgspec.Raw, said('"priority" and "flex" are priorities; others say nothing.')] = _NULL
+    service_tier: Annotated[msgspec.Raw, said('"priority" and "flex" are priorities; others say nothing.')] = NULL
     stop_token_ids: Annotated[
         msgspec.Raw,
         said(
             "Token ids that end the answer.", type="array", maxItems=MAX_STOP_IDS,
             items={"type": "integer", "minimum": 0, "maximum": MAX_WHOLE},
         ),
-    ] = _NULL  # fmt: skip
+    ] = NULL  # fmt: skip
     logit_bias: Annotated[
         msgspec.Raw,
         said(
             "What is added to the logits of token ids.", type="object", maxProperties=MAX_BIASES,
             additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
         ),
-    ] = _NULL  # fmt: skip
+    ] = NULL  # fmt: skip
     tools: Annotated[
         msgspec.Raw,
         said(
             'Functions that the model may call, flat or as {"type": "function", "function": {...}}.',
             type="array", maxItems=128, items={"type": "object"},
         ),
-    ] = _NULL  # fmt: skip
+    ] = NULL  # fmt: skip
     tool_choice: Annotated[
         msgspec.Raw,
         said(
             'auto, none, required, or {"type": "function", "function": {"name": ...}}.',
             type=["string", "object"], default="auto",
         ),
-    ] = _NULL  # fmt: skip
+    ] = NULL  # fmt: skip
     parallel_tool_calls: Annotated[Scalar, _boolean("Whether there may be several calls.", True)] = None
 
 
@@ -159,22 +160,22 @@ class Body(Settings):
     best_of: Annotated[Scalar, ranged("integer", 1, 1, "Only 1.")] = None
     logprobs: Annotated[Scalar, _boolean("Tell the log-probability of each token.")] = None
     top_logprobs: Annotated[Scalar, ranged("integer", 0, MAX_TOP_LOGPROBS, "And of so many others.")] = None
-    functions: Annotated[msgspec.Raw, said("Legacy; refused unless empty.")] = _NULL
-    function_call: Annotated[msgspec.Raw, said("Legacy; refused unless empty.")] = _NULL
+    functions: Annotated[msgspec.Raw, said("Legacy; refused unless empty.")] = NULL
+    function_call: Annotated[msgspec.Raw, said("Legacy; refused unless empty.")] = NULL
     response_format: Annotated[
         msgspec.Raw,
         said(
             "The answer is JSON, by a schema if one is given.", type="object",
             properties={"type": {"type": "string", "enum": ["text", "json_object", "json_schema"]}, "json_schema": {}},
         ),
-    ] = _NULL  # fmt: skip
+    ] = NULL  # fmt: skip
     requests: Annotated[
         msgspec.Raw,
         said(
             "A batch; only with ?queueRequest=true.", type="array", minItems=1, maxItems=MAX_BATCH,
             items={"type": "object"},
         ),
-    ] = _NULL  # fmt: skip
+    ] = NULL  # fmt: skip
     request_id: Annotated[str | None, said("A batch to ask about; only with ?queueRequest=true.")] = None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import msgspec
 
 from gateway.errors import BadInput, EmptyBody
-from gateway.wire.body import Body, Scalar, Settings, read_bounds
+from gateway.wire.body import NULL, Body, Scalar, Settings, read_bounds
 
 _BOUNDS: Final = read_bounds(Body)
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
@@ -63,7 +63,7 @@ def refuse_unsupported(body: Body) -> None:
     """What would change the answer if it were honoured is refused, not silently dropped. Raises BadInput."""
     if body.best_of not in (None, 1):
         bad("'best_of' must be 1; send one request per answer", "best_of")
-    if bytes(body.requests).strip() != b"null" or body.request_id is not None:
+    if (body.requests is not NULL and bytes(body.requests).strip() != b"null") or body.request_id is not None:
         bad("a batch ('requests', 'request_id') needs ?queueRequest=true on /ai/run/{model}", "requests")
 
 

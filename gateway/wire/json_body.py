@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gateway.errors import BadInput, EmptyBody, RequestTooLarge
 
@@ -21,18 +21,27 @@ async def read_body(request: Request, max_bytes: int, arrived: Callable[[int], N
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         raise BadInput(f"the request body is compressed ({encoding[:32]!r}); send it as it is")
-    too_large = RequestTooLarge(f"the request body is above the limit of {max_bytes} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes):
-        raise too_large
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > max_bytes:
-            raise too_large
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
         if arrived is not None:
-            arrived(len(data))
-    return bytes(data)
+            arrived(size)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the request body is above the limit of {max_bytes} bytes")
 
 
 async def read_object(request: Request, max_bytes: int, *, may_be_empty: bool = False) -> dict[str, Any]:

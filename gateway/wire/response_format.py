@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.wire import json_depth
-from gateway.wire.body import Body
+from gateway.wire.body import NULL, Body
 from gateway.wire.chat_body import bad
 
 MAX_BYTES: Final = 64 * 1024
@@ -24,6 +24,8 @@ _WRAPPING: Final = frozenset({"name", "description", "schema", "strict"})
 
 def json_schema(body: Body) -> str | None:
     """None when the answer may be any text. Raises BadInput."""
+    if body.response_format is NULL:
+        return None
     if len(memoryview(body.response_format)) > MAX_BYTES:
         bad(f"'{_NAME}' may have at most {MAX_BYTES} bytes", _NAME)
     try:

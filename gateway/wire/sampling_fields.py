@@ -9,13 +9,14 @@ from typing import Any, Final
 import msgspec
 
 from gateway.messages import Sampling
-from gateway.wire.body import MAX_BIASES, MAX_SEED, MAX_STOP_CHARS, MAX_STOP_IDS, MAX_STOPS, MAX_WHOLE, Body
+from gateway.wire.body import MAX_BIASES, MAX_SEED, MAX_STOP_CHARS, MAX_STOP_IDS, MAX_STOPS, MAX_WHOLE, NULL, Body
 from gateway.wire.chat_body import bad, flag, number, whole
 
 # Generous for the longest honest spelling of these counts.
 _MAX_BIAS_BYTES: Final = 32 * 1024
 _MAX_STOP_ID_BYTES: Final = 4 * 1024
 _BIAS_SENTENCE: Final = f"'logit_bias' must map at most {MAX_BIASES} token ids to numbers from -100 to 100"
+_DEFAULTS: Final = Sampling()
 _STOP_ID_SENTENCE: Final = f"'stop_token_ids' must be a list of at most {MAX_STOP_IDS} token ids"
 
 
@@ -24,11 +25,10 @@ def sampling(body: Body, *, seed_range: tuple[int, int] = (1, MAX_SEED)) -> Samp
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = whole("max_tokens", limit)
     temperature = number("temperature", body.temperature)
-    defaults = Sampling()
     return Sampling(
-        max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
+        max_tokens=_DEFAULTS.max_tokens if max_tokens is None else max_tokens,
         max_tokens_given=max_tokens is not None,
-        temperature=defaults.temperature if temperature is None else temperature,
+        temperature=_DEFAULTS.temperature if temperature is None else temperature,
         top_p=number("top_p", body.top_p),
         top_k=whole("top_k", body.top_k),
         seed=whole("seed", body.seed, seed_range),
@@ -88,6 +88,8 @@ def _biases(raw: msgspec.Raw) -> tuple[tuple[int, float], ...]:
 
 def _built(name: str, raw: msgspec.Raw, max_bytes: int, sentence: str) -> Any:
     """The value behind `raw`, which was seen to be sound JSON; nesting is still to be feared."""
+    if raw is NULL:
+        return None
     if len(memoryview(raw)) > max_bytes:
         bad(sentence, name)
     try:

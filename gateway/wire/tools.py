@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.messages import Tool, ToolChoice
 from gateway.wire import json_depth
-from gateway.wire.body import Body
+from gateway.wire.body import NULL, Body
 from gateway.wire.chat_body import bad, flag
 
 MAX_TOOLS: Final = 128
@@ -47,6 +47,8 @@ _choice = msgspec.json.Decoder(str | _Named | None)
 
 def tools(body: Body, *, has_messages: bool, raw: bool) -> tuple[tuple[Tool, ...], ToolChoice]:
     """What the model may call, and whether it must. Raises BadInput."""
+    if all(raw is NULL for raw in (body.tools, body.tool_choice, body.functions, body.function_call)):
+        return (), ToolChoice(parallel=flag("parallel_tool_calls", body.parallel_tool_calls, default=True))
     for name in ("functions", "function_call"):
         if bytes(getattr(body, name)).strip() not in _EMPTY:
             bad(f"'{name}' is not supported; send 'tools' and 'tool_choice'", name)
