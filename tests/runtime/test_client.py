@@ -442,7 +442,12 @@ async def test_what_is_sent_in_one_turn_of_the_loop_is_one_write(tmp_path: Path)
         await client.wait_ready(5)
         assert client._writer is not None
         write, writes = client._writer.write, list[bytes]()
-        client._writer.write = lambda data: (writes.append(bytes(data)), write(data))[1]  # type: ignore[method-assign]
+
+        def watched(data: bytes) -> None:
+            writes.append(data)
+            write(data)
+
+        client._writer.write = watched  # type: ignore[method-assign, assignment]
         answers = await asyncio.gather(*(ask(client, sampling=sampling(3)) for _ in range(8)))
         assert all(tokens == answers[0][0] for tokens, _ in answers)
         assert len([data for data in writes if b"submit" in data]) == 1
