@@ -34,7 +34,9 @@ def ending(sequence: Sequence, token: int, eos_token_ids: Collection[int]) -> En
         return Ending("stop", False)
     if constraint is not None and constraint.done:
         return Ending("stop", True)
-    return _GOES_ON if sequence.num_remaining > 0 else Ending("length", True)
+    if len(sequence.tokens) - sequence.num_pending - sequence.prompt_tokens < sampling.max_tokens:
+        return _GOES_ON
+    return Ending("length", True)
 
 
 def grammar_failure(problem: str) -> Failure:

@@ -113,6 +113,11 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def all_launched(self) -> bool:
+        """Whether the last token that it may say is known or under way."""
+        return len(self.tokens) - self.prompt_tokens >= self.sampling.max_tokens
+
+    @property
     def num_remaining(self) -> int:
         """The most tokens that it may still generate, those under way included."""
         return self.sampling.max_tokens - self.num_generated
