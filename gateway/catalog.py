@@ -6,8 +6,6 @@ its `config.json` only; weights are the runtime's business.
 """
 
 import json
-import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from gateway.errors import InvalidModelId, UnknownModel
-from gateway.names import MAX_NAME_CHARS, printable
+from gateway.listed import ListedModel, check_configured, id_of, is_model_name, without_weights
+from gateway.names import printable
 from gateway.settings import DEMO_MODEL, SettingsError
 from storage.geometry import Geometry
 
@@ -26,8 +25,6 @@ ALIASES: Final[dict[str, str]] = {
 LORA_FAMILIES: Final[frozenset[str]] = frozenset(
     {"llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"}
 )
-_NAME = re.compile(r"(?:@[a-z]+/)?[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
-_ID_SPACE = uuid.UUID("8d3f9c52-6b3e-5f0a-9d0e-3f1b6f6a7c10")
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "data" / "base"
 
 
@@ -57,29 +54,13 @@ _BUILT_IN: Final[dict[str, _Entry]] = {
 }  # fmt: skip
 
 
-class CatalogModel(msgspec.Struct, frozen=True):
-    """One base model. `folder` and `geometry` are None while no weights are configured for it."""
+class CatalogModel(ListedModel, frozen=True, kw_only=True):
+    """One base model. `geometry` is None while no weights are configured for it."""
 
-    name: str
-    id: str
-    description: str
-    created_at: str
     family: str | None
     context_window: int
     supports_lora: bool
-    folder: Path | None
     geometry: Geometry | None
-
-    @property
-    def source(self) -> int:
-        """The contract's number of the name's first part: 1 for `@cf` and local names, 2 for `@hf`."""
-        return 2 if self.name.startswith("@hf/") else 1
-
-    @property
-    def author(self) -> str:
-        """The part of the name before the model's own."""
-        parts = self.name.split("/")
-        return parts[-2] if len(parts) > 1 else ""
 
 
 class Catalog:
@@ -93,8 +74,7 @@ class Catalog:
         """
         folders: dict[str, Path | None] = {DEMO_MODEL: _DEMO_FOLDER if _DEMO_FOLDER.is_dir() else None}
         for name, folder in models.items():
-            if not _NAME.fullmatch(name) or len(name) > MAX_NAME_CHARS:
-                raise SettingsError(f'models."{name}": not a model name; use the form "@cf/author/model"')
+            check_configured(name, "models")
             folders[ALIASES.get(name, name)] = folder
         names = [*_BUILT_IN, *(name for name in folders if name not in _BUILT_IN)]
         self._models = {name: _build(name, folders.get(name)) for name in names}
@@ -105,7 +85,7 @@ class Catalog:
         """
         canonical = ALIASES.get(name, name)
         if canonical not in self._models:
-            if len(name) > MAX_NAME_CHARS or not _NAME.fullmatch(name):
+            if not is_model_name(name):
                 raise InvalidModelId(
                     f"Invalid model id {printable(name)}; a model is called like @cf/author/model", param="model"
                 )
@@ -119,11 +99,7 @@ class Catalog:
         """A model that has weights. Raises InvalidModelId; UnknownModel with a sentence that says what to do."""
         model = self._models[self.canonical(name)]
         if model.folder is None:
-            raise UnknownModel(
-                f"{model.name} is in the catalogue but this deployment has no weights for it; to serve it, set "
-                f'[models."{model.name}"] path = "/folder/of/its/weights" in lorikeet.toml and restart',
-                param="model",
-            )
+            raise without_weights(model.name, "models")
         return model
 
     def all(self) -> tuple[CatalogModel, ...]:
@@ -151,7 +127,7 @@ def _build(name: str, folder: Path | None) -> CatalogModel:
         window = min(filter(None, (entry.context_window, _max_positions(folder))), default=0)
     return CatalogModel(
         name=name,
-        id=str(uuid.uuid5(_ID_SPACE, name)),
+        id=id_of(name),
         description=entry.description,
         created_at=entry.created_at,
         family=family,

@@ -3,20 +3,15 @@
 The built-in names are those that clients ask for; weights come from `[encoders."@cf/baai/..."] path = ...`.
 """
 
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from gateway.errors import UnknownModel
-from gateway.names import MAX_NAME_CHARS
+from gateway.listed import ListedModel, check_configured, id_of, without_weights
 from gateway.settings import Encoder, SettingsError
 from runtime.encoder.config import Pooling, Task, read_shape
 from runtime.errors import ModelInvalid
 
-_ID_SPACE: Final = uuid.UUID("8d3f9c52-6b3e-5f0a-9d0e-3f1b6f6a7c10")
 _CREATED: Final = "2026-11-20 00:00:00.000"
 MAX_TOKENS: Final = 8192
 _BUILT_IN: Final[dict[str, tuple[Task, Pooling]]] = {
@@ -32,29 +27,13 @@ _DESCRIPTIONS: Final[dict[Task, str]] = {
 }
 
 
-class EncoderModel(msgspec.Struct, frozen=True):
-    """One encoder. `folder` None: listed, no weights. `size`: numbers of one vector; 0 without weights."""
+class EncoderModel(ListedModel, frozen=True, kw_only=True):
+    """One encoder. `size`: numbers of one vector; 0 without weights."""
 
-    name: str
-    id: str
     task: Task
     pooling: Pooling
-    folder: Path | None
     max_tokens: int
     size: int
-    description: str
-    created_at: str = _CREATED
-
-    @property
-    def source(self) -> int:
-        """As `CatalogModel.source`."""
-        return 2 if self.name.startswith("@hf/") else 1
-
-    @property
-    def author(self) -> str:
-        """As `CatalogModel.author`."""
-        parts = self.name.split("/")
-        return parts[-2] if len(parts) > 1 else ""
 
 
 class EncoderCatalog:
@@ -71,11 +50,7 @@ class EncoderCatalog:
         """One that has weights. Raises UnknownModel."""
         model = self._models[name]
         if model.folder is None:
-            raise UnknownModel(
-                f"{name} is in the catalogue but this deployment has no weights for it; to serve it, set "
-                f'[encoders."{name}"] path = "/folder/of/its/weights" in lorikeet.toml and restart',
-                param="model",
-            )
+            raise without_weights(name, "encoders")
         return model
 
     def all(self) -> tuple[EncoderModel, ...]:
@@ -90,8 +65,7 @@ class EncoderCatalog:
 def _build(name: str, asked: Encoder | None) -> EncoderModel:
     task, pooling = _BUILT_IN.get(name, (None, None))
     folder, size, most = None, 0, 512
-    if len(name) > MAX_NAME_CHARS or name.count("/") > 3:
-        raise SettingsError(f'encoders."{name}": not a model name; use the form "@cf/author/model"')
+    check_configured(name, "encoders")
     if asked is not None:
         task, pooling = asked.task or task, asked.pooling or pooling
         if task is None:
@@ -105,7 +79,8 @@ def _build(name: str, asked: Encoder | None) -> EncoderModel:
     assert task is not None, "built-in names have one"
     return EncoderModel(
         name=name,
-        id=str(uuid.uuid5(_ID_SPACE, name)),
+        id=id_of(name),
+        created_at=_CREATED,
         task=task,
         pooling=pooling or "mean",
         folder=folder,

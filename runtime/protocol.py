@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from storage.geometry import Geometry
 from storage.records import Struct
-from storage.tier_records import LoadTimes
+from storage.tier_records import TierStats
 
 PROTOCOL_VERSION: Final = 2
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -306,26 +306,10 @@ class Pong(Struct, frozen=True, tag="pong"):
     stats: Stats
 
 
-class TierReport(Struct, frozen=True, omit_defaults=True):
-    """One tier of a runtime; see `storage.tier_records.TierStats`. For `device`, bytes are rank rows.
-
-    loads: how long it took to bring adapters up from this tier.
-    """
+class TierReport(TierStats, frozen=True, omit_defaults=True, kw_only=True):
+    """One tier of a runtime. For `device`, bytes are rank rows; the loads of `memory` are copies to the device."""
 
     tier: Tier
-    entries: int = 0
-    used_bytes: int = 0
-    max_bytes: int = 0
-    pinned_bytes: int = 0
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
-    failures: int = 0
-    refused: int = 0
-    quarantined: int = 0
-    retries: int = 0
-    negative_hits: int = 0
-    loads: LoadTimes = LoadTimes()
 
 
 class CachedAdapter(Struct, frozen=True, omit_defaults=True):

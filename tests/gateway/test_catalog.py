@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from gateway.catalog import Catalog
+from gateway.encoders import EncoderCatalog
 from gateway.errors import InvalidModelId, UnknownModel
-from gateway.settings import DEMO_MODEL, SettingsError
+from gateway.settings import DEMO_MODEL, Encoder, SettingsError
 from tests.gateway.tiny_adapters import write_base
 
 MISTRAL = "@cf/mistral/mistral-7b-instruct-v0.2-lora"
@@ -82,6 +83,8 @@ def test_operators_models_join(tmp_path: Path) -> None:
 def test_bad_operator_names_stop_the_start(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="not a model name"):
         Catalog({name: write_base(tmp_path)})
+    with pytest.raises(SettingsError, match="not a model name"):
+        EncoderCatalog({name: Encoder(path=str(tmp_path), task="embed")})
 
 
 def test_bad_folders_stop_the_start_and_say_where(tmp_path: Path) -> None:
