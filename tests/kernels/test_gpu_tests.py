@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from kernels.segments import TILE_ROWS
+from kernels.lora_shrink import ShrinkPlan, default_plan
+from kernels.segments import TILE_ROWS, DeviceSegments
 from tests.gpu import test_adapter_scatter as scatter
 from tests.gpu import test_sgmv as sgmv
 from tests.kernels.interpreter_memory import InterpreterMemory
@@ -22,6 +23,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> N
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 40, 1 << 40))
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     monkeypatch.setattr("kernels.lora_shrink._PROGRAMS", 24)
+    monkeypatch.setattr("kernels.lora_shrink._WORKERS", 4)
+    monkeypatch.setattr("kernels.lora_shrink.default_plan", _plan)
     monkeypatch.setattr(scatter, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(scatter, "POOL_DTYPE", torch.float32)
     monkeypatch.setattr(scatter, "SHAPES", [(16, (16, 16, 16)), (16, (16,)), (16, (32, 32)), (32, (16,))])
@@ -38,9 +41,15 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, interpreter: InterpreterMemory) -> N
     monkeypatch.setattr(sgmv, "EARLY", 0)
     monkeypatch.setattr(sgmv, "REPEATS", 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(sgmv, "QUEUED", 5)
+    monkeypatch.setattr(sgmv, "QUEUED", 3)
     monkeypatch.setattr(sgmv, "LONG", 36)
     monkeypatch.setattr(sgmv, "POOL", (8, 200))
+
+
+def _plan(segments: DeviceSegments, slices: int) -> ShrinkPlan:
+    """Four rank rows at once: the interpreter takes as long for one. The plan of a GPU is run in `test_sgmv.py`."""
+    plan = default_plan(segments, slices)
+    return plan._replace(rank_block=max(4, plan.rank_block))
 
 
 @pytest.mark.parametrize("tile_rows", [1, TILE_ROWS])

@@ -38,6 +38,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4}
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes a millisecond for a program, even for one that ends at once."""
     monkeypatch.setattr("kernels.lora_shrink._PROGRAMS", 24)
+    monkeypatch.setattr("kernels.lora_shrink._WORKERS", 5)
 
 
 def rows_of(lengths: list[int], *, base: int = 0) -> list[tuple[int, int]]:

@@ -105,7 +105,8 @@ def answers(folder: Path) -> list[list[int]]:
 
 def answers_of_device(folder: Path) -> list[list[int]]:
     """The same through the device's path, interpreted. TRITON_INTERPRET must be set."""
-    with interpreting(), patch("kernels.lora_shrink._PROGRAMS", 24):  # programs run one after the other here
+    # Programs run one after the other here.
+    with interpreting(), patch("kernels.lora_shrink._PROGRAMS", 24), patch("kernels.lora_shrink._WORKERS", 4):
         sizes = DeviceSizes(1 << 20, block_tokens=8, adapter_rows=32, max_slots=8, max_rows=4)
         return answers_of(DeviceRunner.load(folder, sizes, device="cpu", dtype="float32"), max_tokens=4)
 

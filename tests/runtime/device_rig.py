@@ -23,6 +23,7 @@ def interpreted() -> Iterator[None]:
         interpreting(),
         language_kept(),
         patch("kernels.lora_shrink._PROGRAMS", 24),
+        patch("kernels.lora_shrink._WORKERS", 5),
         patch("kernels.lora_shrink.default_plan", _plan),
     ):
         yield
@@ -31,7 +32,7 @@ def interpreted() -> Iterator[None]:
 def _plan(segments: DeviceSegments, slices: int) -> ShrinkPlan:
     """Smaller blocks, and fewer of them, for the small widths here."""
     plan = default_plan(segments, slices)
-    return plan._replace(in_block=32, planes=min(plan.planes, 2))
+    return plan._replace(in_block=32, planes=min(plan.planes, 2), rank_block=max(4, plan.rank_block))
 
 
 def device_runner(folder: Path, sizes: DeviceSizes = SIZES, **options: Any) -> DeviceRunner:
