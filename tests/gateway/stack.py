@@ -16,10 +16,12 @@ from starlette.applications import Starlette
 
 from gateway.app import build_app
 from gateway.backends.base import Backend
-from gateway.backends.fake import FakeBackend
+from gateway.backends.fake import FakeBackend, Script
+from gateway.errors import RuntimeUnavailable
 from gateway.http_protocol import GuardedHttpProtocol
 from gateway.logs.log_store import LogStore
 from gateway.logs.record import LogRecord
+from gateway.messages import ResolvedRequest
 from gateway.permissions import PERMISSIONS
 from gateway.services import Services
 from gateway.settings import DEMO_MODEL, Settings
@@ -63,6 +65,18 @@ class Records:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+
+def broken_off(request: ResolvedRequest) -> Script:
+    """An echo, a piece per word; "break" is answered by two words and the end of the runtime, "fail" by its end."""
+    asked = request.request
+    text = asked.messages[-1].content if asked.messages else asked.prompt or ""
+    if text == "break":
+        return ["one", " two", RuntimeUnavailable("the runtime went away", retry_after_s=2)]
+    if text == "fail":
+        return [RuntimeUnavailable("the runtime went away", retry_after_s=0.01)]
+    first, *rest = text.split(" ")
+    return [first, *(f" {word}" for word in rest)]
 
 
 @dataclass

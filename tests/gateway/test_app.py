@@ -1,7 +1,6 @@
 """The composition: what wraps every answer, how failures look, and that parts open and close in order."""
 
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,6 @@ from gateway.backends.fake import FakeBackend
 from gateway.settings import DEMO_MODEL, Model, Settings, SettingsError
 from storage.errors import DatabaseUnavailable, StorageError
 from tests.gateway.stack import CHAT, RUN, Stack, open_stack, serve
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

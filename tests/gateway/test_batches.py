@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ REQUESTS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "two"}], "stream": True},
     {"prompt": "x", "lora": "nobody", "external_reference": "c"},
 ]
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path) as opened:
-        yield opened
 
 
 async def submit(stack: Stack, requests: Any, **more: Any) -> str:

@@ -1,31 +1,14 @@
 """`/ai/v1/completions`, by OpenAI's own client: a prompt is continued as it stands."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from gateway.settings import DEMO_MODEL
-from tests.gateway.stack import Stack, events, open_stack, serve
+from tests.gateway.stack import Stack, events
 
 PATH = "/ai/v1/completions"
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with (
-        serve(stack.app) as url,
-        openai.AsyncOpenAI(base_url=url + stack.url("/ai/v1"), api_key=stack.secret, max_retries=0) as opened,
-    ):
-        yield opened
 
 
 async def test_a_prompt_is_continued_without_a_template(stack: Stack, client: openai.AsyncOpenAI) -> None:

@@ -1,7 +1,6 @@
 """The log over HTTP, on the whole gateway with a fake backend: a call is made, then read back, marked and exported."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from storage.errors import DatabaseUnavailable
 from tests.gateway.stack import CHAT, RUN, Stack, open_stack, serve
 
 LOGS = "/ai-gateway/gateways/default/logs"
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path) as opened:
-        yield opened
 
 
 async def _get(stack: Stack, path: str = "", status: int = 200, **params: Any) -> Any:

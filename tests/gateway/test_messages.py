@@ -1,34 +1,17 @@
 """`/ai/v1/messages` in Anthropic's shape: text, tools, the events of a stream, and its client's own header."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.backends.fake import FakeBackend
-from gateway.errors import RuntimeUnavailable
-from gateway.messages import ChatRequest, Chunk, ResolvedRequest, ToolCallDelta, Usage
+from gateway.messages import ChatRequest, Chunk, ToolCallDelta, Usage
 from gateway.settings import DEMO_MODEL
 from gateway.wire.anthropic_reply import AnthropicReply
-from tests.gateway.stack import Stack, open_stack
+from tests.gateway.stack import Stack
 
 PATH = "/ai/v1/messages"
 HELLO: Any = {"model": DEMO_MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": "which hall"}]}
-
-
-def script(request: ResolvedRequest) -> list[Any]:
-    words = (request.request.messages or ())[-1].content.split(" ")
-    if words[0] == "break":
-        return ["one", RuntimeUnavailable("the runtime went away")]
-    return [words[0], *(f" {word}" for word in words[1:])]
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path, FakeBackend(script)) as opened:
-        yield opened
 
 
 def told(body: bytes) -> list[tuple[str, dict[str, Any]]]:

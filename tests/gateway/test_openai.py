@@ -1,44 +1,15 @@
 """The OpenAI dialect, spoken by OpenAI's own client over a real socket, and its shapes byte by byte."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
 
-from gateway.backends.fake import FakeBackend
-from gateway.errors import RuntimeUnavailable
-from gateway.messages import ResolvedRequest
 from gateway.settings import DEMO_MODEL
-from tests.gateway.stack import CHAT, Stack, events, open_stack, serve
+from tests.gateway.stack import CHAT, Stack, events
 
 HELLO: Any = [{"role": "user", "content": "which hall opens"}]
-
-
-def script(request: ResolvedRequest) -> list[Any]:
-    words = (request.request.messages or ())[-1].content.split(" ")
-    if words[0] == "break":
-        return ["one", " two", RuntimeUnavailable("the runtime went away", retry_after_s=2)]
-    if words[0] == "fail":
-        return [RuntimeUnavailable("the runtime went away", retry_after_s=0.01)]
-    return [words[0], *(f" {word}" for word in words[1:])]
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path, FakeBackend(script)) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with (
-        serve(stack.app) as url,
-        openai.AsyncOpenAI(base_url=url + stack.url("/ai/v1"), api_key=stack.secret, max_retries=0) as opened,
-    ):
-        yield opened
 
 
 async def test_a_completion(stack: Stack, client: openai.AsyncOpenAI) -> None:

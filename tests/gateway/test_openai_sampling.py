@@ -20,7 +20,7 @@ from gateway.settings import DEMO_MODEL
 from gateway.text.tokenizer import Tokenizer
 from runtime.client import RuntimeClient
 from tests.gateway.backends.runtime_process import TOKEN, runtime_process
-from tests.gateway.stack import CHAT, Stack, events, open_stack, serve
+from tests.gateway.stack import CHAT, Stack, events, open_stack
 
 torch.set_num_threads(1)
 DEMO = Tokenizer.from_folder(BASE_FOLDER)
@@ -45,15 +45,6 @@ async def runtime(socket_path: Path) -> AsyncIterator[RuntimeClient]:
 async def stack(tmp_path: Path, runtime: RuntimeClient) -> AsyncIterator[Stack]:
     backend = RuntimeBackend(runtime, DEMO, context_window=512, restart_wait_s=5.0, request_timeout_s=30.0)
     async with open_stack(tmp_path, backends={DEMO_MODEL: backend}) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with (
-        serve(stack.app) as url,
-        openai.AsyncOpenAI(base_url=url + stack.url("/ai/v1"), api_key=stack.secret, max_retries=0) as opened,
-    ):
         yield opened
 
 

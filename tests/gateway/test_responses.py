@@ -1,45 +1,19 @@
 """`/ai/v1/responses`, by OpenAI's own client: text, functions, and the events of a stream in their order."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from gateway.backends.fake import FakeBackend
-from gateway.errors import RuntimeUnavailable
-from gateway.messages import Chunk, ResolvedRequest, ToolCallDelta, Usage
+from gateway.messages import Chunk, ToolCallDelta, Usage
 from gateway.settings import DEMO_MODEL
 from gateway.wire import responses_body
 from gateway.wire.responses_reply import ResponsesReply
-from tests.gateway.stack import Stack, open_stack, serve
+from tests.gateway.stack import Stack
 
 PATH = "/ai/v1/responses"
 TOOL: Any = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}
-
-
-def script(request: ResolvedRequest) -> list[Any]:
-    words = (request.request.messages or ())[-1].content.split(" ")
-    if words[0] == "break":
-        return ["one", RuntimeUnavailable("the runtime went away")]
-    return [words[0], *(f" {word}" for word in words[1:])]
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path, FakeBackend(script)) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with (
-        serve(stack.app) as url,
-        openai.AsyncOpenAI(base_url=url + stack.url("/ai/v1"), api_key=stack.secret, max_retries=0) as opened,
-    ):
-        yield opened
 
 
 async def test_a_text(stack: Stack, client: openai.AsyncOpenAI) -> None:

@@ -1,7 +1,6 @@
 """Native inference over HTTP: the contract's shapes, settings from body and query, headers on every answer."""
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,6 @@ from tests.gateway.stack import RUN, Stack, events, open_stack
 from tests.gateway.tiny_adapters import write_base
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path) as opened:
-        yield opened
 
 
 async def test_a_model_that_takes_no_adapters_says_so(tmp_path: Path) -> None:

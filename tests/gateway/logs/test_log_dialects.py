@@ -1,7 +1,6 @@
 """Every dialect leaves the same kind of log: model, tokens, both bodies, and a line of training data where it talks."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ CALLS: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
                         [SYSTEM, *TURNS]),
     "/ai/v1/responses": ({"model": DEMO_MODEL, "instructions": "be brief", "input": "which hall"}, [SYSTEM, *TURNS]),
 }  # fmt: skip
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with open_stack(tmp_path) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("stream", [False, True])
