@@ -26,7 +26,7 @@ LOGS: Final = ACCOUNT + "/ai-gateway/gateways/{gateway_id}/logs"
 _GATEWAYS: Final = frozenset({"default"})
 _HEAD_BYTES: Final = 4096
 _MAX_PATCH_BYTES: Final = 64 * 1024
-_MAX_DELETE: Final = 10_000_000
+MAX_DELETE: Final = 10_000_000
 _SHOWN_TYPES: Final = ("application/json", "text/event-stream", "text/plain")
 
 
@@ -172,8 +172,8 @@ def _limit(request: Request) -> int | None:
     text = request.query_params.get("limit", "")
     if text == "":
         return None
-    if not text.isascii() or not text.isdigit() or len(text) > 8 or not 1 <= int(text) <= _MAX_DELETE:
-        raise BadQuery(f"limit must be a whole number from 1 to {_MAX_DELETE}", param="limit")
+    if not text.isascii() or not text.isdigit() or len(text) > 8 or not 1 <= int(text) <= MAX_DELETE:
+        raise BadQuery(f"limit must be a whole number from 1 to {MAX_DELETE}", param="limit")
     return int(text)
 
 

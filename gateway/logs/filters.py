@@ -31,7 +31,7 @@ MAX_FILTERS: Final = 20
 MAX_VALUES: Final = 100
 MAX_TEXT: Final = 1024
 MAX_PER_PAGE: Final = 100
-_MAX_PAGE: Final = 1_000_000
+MAX_PAGE: Final = 1_000_000
 
 # The contract's keys, then ours. Of the contract's, the last four have one constant answer here (conditions.py).
 KEYS: Final[Mapping[str, Kind]] = {
@@ -103,8 +103,8 @@ def parse_query(pairs: Pairs, *, also: Iterable[str] | None = None) -> LogQuery:
         search=_text("search", simple["search"]) if "search" in simple else None,
         order_by=_one_of("order_by", simple.get("order_by", "created_at"), get_args(OrderBy)),
         direction=_one_of("order_by_direction", direction, get_args(Direction)),
-        page=_whole("page", simple.get("page", "1"), _MAX_PAGE),
-        per_page=min(_whole("per_page", simple.get("per_page", "20"), _MAX_PAGE), MAX_PER_PAGE),
+        page=_whole("page", simple.get("page", "1"), MAX_PAGE),
+        per_page=min(_whole("per_page", simple.get("per_page", "20"), MAX_PAGE), MAX_PER_PAGE),
         meta_info=_flag("meta_info", simple.get("meta_info", "false")),
     )
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from gateway.endpoints import openapi
 from gateway.openapi import control, finetune_calls, inference, log_calls
-from gateway.openapi.operation import Form, Operation, PageInfo, Refusal
+from gateway.openapi.operation import Form, Operation, PageInfo, Refusal, settings_in_query
 from gateway.openapi.schema import Schema, Schemas
 from gateway.routes import ACCOUNT, ApiRoute, PublicRoute
+from gateway.wire.body import Settings
 
 _OPERATIONS: Final[Mapping[Any, Operation]] = {
     **inference.OPERATIONS,
@@ -128,9 +129,11 @@ def _parameters(row: ApiRoute | PublicRoute, operation: Operation) -> list[dict[
         {"name": name, "in": "path", "required": True, "description": _PATH_IDS[name], "schema": {"type": "string"}}
         for name in _PARAMETER.findall(row.path)
     ]
+    body = operation.body
+    settings = settings_in_query(body) if body is not None and issubclass(body, Settings) else ()
     query = [
         {"name": q.name, "in": "query", "required": q.required, "description": q.description, "schema": q.schema}
-        for q in operation.query
+        for q in (*operation.query, *settings)
     ]
     return path + query
 

@@ -5,13 +5,12 @@ from typing import Any, Final, Literal
 import msgspec
 
 from gateway.endpoints import finetune_versions, finetunes
-from gateway.openapi.operation import PAGES, Operation, Query
+from gateway.finetune_desk import WhenInUse
+from gateway.openapi.operation import PAGES, Operation, Query, choice
 from gateway.settings import DEMO_MODEL
 from gateway.wire.finetune_bodies import CreateFinetune, DescribeFinetune, OpenVersion, SetAlias
 
-_IN_USE: Final = (
-    Query("when_in_use", "What to do while answers need it.", {"type": "string", "enum": ["drain", "refuse"]}),
-)
+_IN_USE: Final = (Query("when_in_use", "What to do while answers need it.", choice(WhenInUse)),)
 _COUNT: Final = {"type": "integer", "minimum": 0, "maximum": 9_999_999}
 Status = Literal["pending", "ready", "failed"]
 

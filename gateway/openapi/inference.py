@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from gateway.endpoints import embeddings, openai, run
-from gateway.openapi.operation import Failure, Form, Operation, Query
+from gateway.openapi.operation import Failure, Form, Operation, Query, settings_in_query
 from gateway.settings import DEMO_MODEL
 from gateway.wire.anthropic_body import MessagesBody
 from gateway.wire.body import Body, ChatBody
@@ -248,12 +248,12 @@ OPERATIONS: Final = {
         other_replies=(Queued, BatchDone, EmbedResult, RankResult),
         query=(
             Query("queueRequest", "true: a batch, answered later.", {"type": "string", "enum": ["true", "false"]}),
-            Query("lora", "As in the body, as every plain setting; the body wins."),
         ),
         example={"messages": _HELLO, "max_tokens": 64, "temperature": 0}, is_stream=True,
     ),
     run.run_named: Operation(
         "The native call with the model in the body", RunResult, body=RunBody, is_stream=True,
+        query=settings_in_query(Body),
         example={"model": DEMO_MODEL, "input": {"prompt": "Which hall opens first?", "max_tokens": 64}},
     ),
     openai.chat_completions: Operation(

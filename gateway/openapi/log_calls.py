@@ -6,14 +6,20 @@ import msgspec
 
 from gateway.endpoints import logs
 from gateway.logs.export import EXPORT_FORMATS
-from gateway.logs.filters import FILTER_NAMES, MAX_PER_PAGE
-from gateway.openapi.operation import Operation, Query
+from gateway.logs.filters import FILTER_NAMES, MAX_PAGE, MAX_PER_PAGE, Direction, OrderBy
+from gateway.openapi.operation import Operation, Query, choice, pages
 from gateway.wire.log_bodies import PatchLog
 
-_FILTERS: Final = tuple(Query(name, "See the contract of the original's logs.") for name in FILTER_NAMES)
+_CHOICES: Final = {
+    "order_by": choice(OrderBy), "order_by_direction": choice(Direction), "direction": choice(Direction),
+}  # fmt: skip
+_FILTERS: Final = tuple(
+    Query(name, "See the contract of the original's logs.", _CHOICES.get(name, {"type": "string"}))
+    for name in FILTER_NAMES
+)
+_WHOLE: Final = {"type": "integer", "minimum": 1}
 _PAGES: Final = (
-    Query("page", "From 1.", {"type": "integer", "minimum": 1, "maximum": 1_000_000}),
-    Query("per_page", f"At most {MAX_PER_PAGE}.", {"type": "integer", "minimum": 1, "maximum": 1_000_000}),
+    *pages(MAX_PER_PAGE, MAX_PAGE),
     Query("meta_info", "Extremes of the selection in result_info.", {"type": "string", "enum": ["true", "false"]}),
 )
 
@@ -56,7 +62,7 @@ OPERATIONS: Final = {
     logs.list_logs: Operation("Logs that match", Log, "page", query=(*_PAGES, *_FILTERS)),
     logs.delete_logs: Operation(
         "Delete the logs that match", envelope="none", reply=dict[str, bool],
-        query=(*_FILTERS, Query("limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": 10_000_000})),
+        query=(*_FILTERS, Query("limit", "At most so many.", {**_WHOLE, "maximum": logs.MAX_DELETE})),
     ),
     logs.export_logs: Operation(
         "Finished exchanges that match, as training data", envelope="none", media=("application/x-ndjson",), ours=True,

@@ -1,9 +1,13 @@
 """What the description says of a call beyond its row: types of body and reply, an example, whose idea it was."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
+
+from gateway.openapi.schema import Schemas
+from gateway.wire.chat_body import QUERY_SETTINGS
+from gateway.wire.envelope import MAX_PAGE, MAX_PER_PAGE
 
 Envelope = Literal["v4", "page", "none"]
 
@@ -91,7 +95,30 @@ class PageInfo(msgspec.Struct):
     total_pages: int
 
 
-PAGES = (
-    Query("page", "From 1; past the end the result is empty.", {"type": "integer", "minimum": 1, "maximum": 1_000_000}),
-    Query("per_page", "At most 1000.", {"type": "integer", "minimum": 1, "maximum": 1_000_000}),
-)
+def settings_in_query(body: type[msgspec.Struct]) -> tuple[Query, ...]:
+    """The plain settings of a body, which may stand in the query string instead, out of the body's own type."""
+    fields = Schemas(inline=True).request(body)["properties"]
+    chosen = [(name, fields[name]) for name in sorted(QUERY_SETTINGS & fields.keys())]
+    told = "{} As in the body, which wins."
+    return tuple(
+        Query(name, told.format(field.get("description", "")).strip(),
+              {key: value for key, value in field.items() if key not in ("description", "default")})
+        for name, field in chosen
+    )  # fmt: skip
+
+
+def choice(kind: Any) -> dict[str, Any]:
+    """The schema of a parameter that is one of a Literal's texts."""
+    return {"type": "string", "enum": list(get_args(kind))}
+
+
+def pages(most: int, largest: int) -> tuple[Query, ...]:
+    """`page` and `per_page`, of which a number above `most` is cut."""
+    whole = {"type": "integer", "minimum": 1, "maximum": largest}
+    return (
+        Query("page", "From 1; past the end the result is empty.", whole),
+        Query("per_page", f"At most {most}.", whole),
+    )
+
+
+PAGES = pages(MAX_PER_PAGE, MAX_PAGE)

@@ -22,6 +22,7 @@ _NUMBER_SETTINGS: Final = frozenset({
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "priority",
     "repetition_penalty", "frequency_penalty", "presence_penalty",
 })  # fmt: skip
+QUERY_SETTINGS: Final = _TEXT_SETTINGS | _NUMBER_SETTINGS  # what may stand in the query string too
 _decoder: Final = msgspec.json.Decoder(Body)
 T = TypeVar("T")
 

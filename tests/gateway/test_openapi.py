@@ -110,10 +110,36 @@ async def test_examples_are_what_the_schema_says(name: str) -> None:
             check(content["schema"], content["example"])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in CALLS if "/ai/run" in name or ("POST" in name and "/ai/v1/" in name and "embed" not in name)],
-)
+ANSWERING = [
+    name for name in CALLS if "/ai/run" in name or ("POST" in name and "/ai/v1/" in name and "embed" not in name)
+]
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+async def test_settings_of_the_query_are_read_as_they_are_described(stack: Stack, name: str) -> None:
+    """Each is described where it is read, with the bounds that hold there; those of the body's type, no others."""
+    method, path, call = CALLS[name]
+    asked = {"json": call["requestBody"]["content"]["application/json"]["example"]}
+    url = path.replace("{account_id}", stack.account).replace("{model}", DEMO_MODEL)
+    told = {parameter["name"]: parameter["schema"] for parameter in call["parameters"] if parameter["in"] == "query"}
+    assert {"lora", "stream", "top_p", "frequency_penalty", "priority"} <= told.keys()
+    bounded = {key: schema for key, schema in told.items() if "maximum" in schema}
+    assert len(bounded) >= 9
+    given = asked["json"].get("input") if isinstance(asked["json"].get("input"), dict) else asked["json"]
+    for key, schema in bounded.items():
+        if key in given:
+            continue  # the body wins
+        for value in (schema["maximum"] + 1, schema["minimum"] - 1):
+            answer = await stack.client.request(method, url, params={key: str(value)}, **asked)
+            assert answer.status_code == 400, (key, value, answer.text)
+            assert f"'{key}'" in answer.json()["errors"][0]["message"]
+        answer = await stack.client.request(method, url, params={key: str(schema["minimum"])}, **asked)
+        assert answer.status_code in (200, 413), (key, answer.text)
+    unsure = await stack.client.request(method, url, params={"stream": "maybe"}, **asked)
+    assert (unsure.status_code, "'stream'" in unsure.text) == (400, True)
+
+
+@pytest.mark.parametrize("name", ANSWERING)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_examples_of_inference_are_answered_as_told(stack: Stack, name: str, stream: bool) -> None:
     method, path, call = CALLS[name]
