@@ -201,3 +201,28 @@ async def test_two_types_of_one_name_are_refused() -> None:
                 schemas.request(kind)
         else:
             schemas.request(kind)
+
+
+LISTS = [
+    path for path, calls in DOCUMENT["paths"].items()
+    if {"page", "per_page"} <= {parameter["name"] for parameter in calls.get("get", {}).get("parameters", ())}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_every_list_ends_with_an_empty_page(stack: Stack, path: str) -> None:
+    """Both of Cloudflare's SDKs ask for the next page until one is empty, whatever `total_count` says."""
+    await stack.post("/ai/finetunes", {"model": DEMO_MODEL, "name": "listed"})
+    await stack.post(f"/ai/run/{DEMO_MODEL}", {"prompt": "x"})
+    url = path.replace("{account_id}", stack.account).replace("{gateway_id}", "default").replace("{finetune}", "listed")
+    first = (await stack.client.get(url, params={"page": 1})).json()
+    assert first["result"] or path.endswith("/aliases")  # an alias needs a version with weights
+    for page in (first["result_info"]["total_pages"] + 1, 999_999):
+        answer = await stack.client.get(url, params={"page": page})
+        assert (answer.status_code, answer.json()["result"]) == (200, []), answer.text
+        assert answer.json()["result_info"]["total_count"] == first["result_info"]["total_count"]
+
+
+async def test_the_lists_that_have_pages_are_known() -> None:
+    ends = {path.removeprefix("/client/v4").removeprefix("/accounts/{account_id}") for path in LISTS}
+    assert {"/accounts", "/memberships", "/ai/models/search", "/ai-gateway/gateways/{gateway_id}/logs"} <= ends
