@@ -30,6 +30,7 @@ from runtime.batch import BASE_SLOT, PENDING, Batch, Row, Sampled, Scored
 from runtime.errors import ConfigInvalid, LogitsInvalid, RunnerMisused
 from runtime.grammars.masks import GrammarMasks
 from runtime.graphs import Capture, CudaCapture, DecodeGraphs, again
+from runtime.held_base import HeldBase
 from runtime.layers.adapter_copies import AdapterCopies, Start
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.device_step import DeviceStep, HostStep, StepWriter
@@ -46,7 +47,7 @@ from runtime.protocol import SamplingParams
 from runtime.queues import Mark, Queues, Turn, host_tensor, queues_of
 from runtime.runner import device_errors, device_named, dtype_named
 from runtime.sampler import adjust, is_adjusted
-from storage.geometry import MODULES, Geometry
+from storage.geometry import MODULES
 from storage.packed import Packed
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class _Flight:
     mark: Mark
 
 
-class DeviceRunner:
+class DeviceRunner(HeldBase):
     """Fulfils `Runner`, `RunsAhead` and `CopiesBeside` of `runtime.batch`. Built by `load` or `random`.
 
     `graphs.report` says what was captured. capture, queues, start: what stands for graphs, streams and threads.
@@ -190,36 +191,6 @@ class DeviceRunner:
             return random_decoder(config, cache, dtype, device, seed)
 
         return cls(make, config, sizes, device=device, dtype=dtype, capture=capture, queues=queues, start=start)
-
-    @property
-    def geometry(self) -> Geometry:
-        """Of the base."""
-        return self._decoder.config.geometry
-
-    @property
-    def num_blocks(self) -> int:
-        """Of the cache."""
-        return self._cache.num_blocks
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the base."""
-        return self._decoder.num_parameters
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the base."""
-        return self._decoder.config.vocab_size
-
-    @property
-    def max_sequence_tokens(self) -> int:
-        """What the model was made for, or less when the whole cache holds less."""
-        return self._limits.max_positions
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Of the base."""
-        return self._decoder.config.eos_token_ids
 
     @property
     def weight_bytes(self) -> int:

@@ -18,6 +18,7 @@ from kernels.cpu import compiling
 from runtime.batch import Batch, Row, Sampled
 from runtime.errors import ConfigInvalid, DeviceLost
 from runtime.grammars.masks import GrammarMasks
+from runtime.held_base import HeldBase
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.kv_cache import KVCache
 from runtime.layers.rotary import Rotations
@@ -27,7 +28,6 @@ from runtime.logprobs import scored
 from runtime.models.config import ModelConfig
 from runtime.models.decoder import Decoder, load_decoder
 from runtime.sampler import Logits, sample
-from storage.geometry import Geometry
 from storage.packed import Packed
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ Forward = Callable[[tuple[Row, ...]], Logits]
 """Rows that have been checked -> logits of those with `samples`."""
 
 
-class TorchRunner:
+class TorchRunner(HeldBase):
     """Fulfils `runtime.batch.Runner`. Built by `load`."""
 
     def __init__(
@@ -103,31 +103,6 @@ class TorchRunner:
             return cls(decoder, cache, pool, limits, program.forward)
         steps = StepBuilder(cache, pool, config.kinds, rotations, torch_dtype, torch_device)
         return cls(decoder, cache, pool, limits, lambda rows: Logits(decoder.forward(steps.build(rows))))
-
-    @property
-    def geometry(self) -> Geometry:
-        return self._decoder.config.geometry
-
-    @property
-    def num_blocks(self) -> int:
-        return self._cache.num_blocks
-
-    @property
-    def num_parameters(self) -> int:
-        return self._decoder.num_parameters
-
-    @property
-    def vocab_size(self) -> int:
-        return self._decoder.config.vocab_size
-
-    @property
-    def max_sequence_tokens(self) -> int:
-        """What the model was made for, or less when the whole cache holds less."""
-        return self._limits.max_positions
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        return self._decoder.config.eos_token_ids
 
     def execute(self, batch: Batch) -> list[Sampled]:
         """See `runtime.batch.Runner`."""
