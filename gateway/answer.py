@@ -23,6 +23,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.body_budget import BodyHold
 from gateway.choices import Choices
+from gateway.departure import SCOPE_KEY as DEPARTURE_KEY
+from gateway.departure import Departure
 from gateway.errors import InternalError, LorikeetError, RequestTimeout, StorageUnavailable
 from gateway.exchange import CLIENT_ABORT_STATUS, Exchange
 from gateway.messages import ChatRequest, Chunk, Identity, Usage
@@ -110,7 +112,8 @@ class Answer(Response):
         exchange.asked(asked)
         resolved = await services.pipeline.resolve(asked, self._identity, exchange.log_id, exchange.session)
         exchange.resolved(resolved)
-        async with _WhileConnected(receive), contextlib.aclosing(services.pipeline.generate(resolved)) as chunks:
+        connected = _WhileConnected(receive, self._request.scope.get(DEPARTURE_KEY))
+        async with connected, contextlib.aclosing(services.pipeline.generate(resolved)) as chunks:
             return await self._take(chunks, send if asked.stream else None)
 
     async def _take(self, chunks: AsyncGenerator[Chunk, None], send: Send | None) -> Chunk:
@@ -226,26 +229,38 @@ async def _finish(send: Callable[[Message], Awaitable[None]], body: bytes) -> No
 class _WhileConnected:
     """Cancels its body, and raises CallerGone instead, when the caller disconnects. Works like `asyncio.timeout`.
 
-    The watching task is owned by the block: it is cancelled and awaited at the end of it.
+    Where the server tells of departures, that is all; else a task watches, which is owned by the block: it is cancelled
+    and awaited at the end of it.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, departure: Departure | None) -> None:
         self._receive = receive
+        self._departure = departure
+        self._watcher: asyncio.Task[None] | None = None
         self._gone = False
 
     async def __aenter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
-        self._watcher = asyncio.create_task(self._watch(), name="watch-caller")
+        if self._departure is None:
+            self._watcher = asyncio.create_task(self._watch(), name="watch-caller")
+        elif self._departure.left:
+            raise CallerGone
+        else:
+            self._departure.watch(self._left)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._departure is not None:
+            self._departure.unwatch()
         if self._gone:
             if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
                 raise CallerGone from value
+            return
+        if self._watcher is None:
             return
         self._watcher.cancel()
         await asyncio.wait({self._watcher})
@@ -255,5 +270,8 @@ class _WhileConnected:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._left()
+
+    def _left(self) -> None:
         self._gone = True
         self._task.cancel()

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.departure import SCOPE_KEY, Departure
 from gateway.errors import BadInput, LorikeetError, RequestTimeout, RequestTooLarge
 from gateway.joined_head import JoinedHead
 from gateway.open_files import max_connections
@@ -84,6 +85,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             running.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
+        if running is not None and not running.response_complete:
+            running.scope[SCOPE_KEY].leave()  # type: ignore[typeddict-item]  # put there when it was started
 
     def data_received(self, data: bytes) -> None:
         """In slices, so that what stands between two bytes of body is counted however much one read brings."""
@@ -175,6 +178,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
         self._running = cycle
+        cycle.scope[SCOPE_KEY] = Departure()  # type: ignore[typeddict-unknown-key]  # scopes may hold what servers add
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:

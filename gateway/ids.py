@@ -18,6 +18,7 @@ PUBLIC_ACCOUNT_ID: Final = "cf0b11c0000000000000000000000000"
 SECRET_PREFIX: Final = "cfat_"  # noqa: S105 - the public prefix, not a secret
 _SECRET = re.compile(r"cfat_[A-Za-z0-9_-]{43}")
 _RANDOM_BITS: Final = 74
+_STEP: Final = (1 << 40) - 1
 _FIRST_BITS: Final = 62  # of the 74 random bits, those that stand behind the variant
 
 
@@ -38,7 +39,7 @@ class Uuid7:
         now = int(self._clock() * 1000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
         with self._lock:
             if now <= self._last:
-                now = self._last + 1 + secrets.randbits(40)
+                now = self._last + 1 + (now & _STEP)  # random bits too, and asked of the system already
             self._last = now
         milliseconds, low = now >> _RANDOM_BITS, now & ((1 << _RANDOM_BITS) - 1)
         high, tail = low >> _FIRST_BITS, low & ((1 << _FIRST_BITS) - 1)

@@ -67,7 +67,8 @@ class RuntimeBackend:
             raise unavailable(error) from error
         window = min(self._context_window, info.max_sequence_tokens)
         prompt = await self._encode(asked, window)
-        grammar = await _away(asked, _grammar, asked, self._tokenizer)
+        wants_grammar = asked.json_schema is not None or asked.tools
+        grammar = await _away(asked, _grammar, asked, self._tokenizer) if wants_grammar else None
         sampling = sampling_params(asked, len(prompt), window, info, self._tokenizer.eos_token_id)
         choices = [
             self._choice(request, prompt, _seeded(sampling, index), grammar) for index in range(asked.sampling.n)

@@ -10,6 +10,8 @@ import pytest
 import uvicorn
 
 import gateway.http_protocol as protocol
+from gateway.departure import SCOPE_KEY as DEPARTURE_KEY
+from gateway.departure import Departure
 from gateway.http_protocol import GuardedHttpProtocol
 from gateway.open_files import MOST_OPEN_FILES, max_connections, raise_limit
 
@@ -30,6 +32,11 @@ async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         while (await receive())["type"] != "http.disconnect":
             pass
         EVENTS["gone"].set()
+        return
+    if scope["path"] == "/watch":
+        scope[DEPARTURE_KEY].watch(EVENTS["gone"].set)
+        EVENTS["waiting"].set()
+        await EVENTS["gone"].wait()
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
@@ -222,6 +229,27 @@ async def test_a_disconnect_reaches_the_request_at_work_behind_which_others_wait
     writer.transport.abort()
     await asyncio.wait_for(EVENTS["gone"].wait(), 5)
     assert SEEN == ["/wait"]
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_departure_is_told_to_who_watches_for_it(port: int, behind: bytes) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /watch HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
+    await asyncio.wait_for(EVENTS["waiting"].wait(), 5)
+    writer.transport.abort()
+    await asyncio.wait_for(EVENTS["gone"].wait(), 5)
+    assert SEEN == ["/watch"]
+
+
+def test_a_departure_is_told_once_and_not_to_who_stopped_watching() -> None:
+    told: list[str] = []
+    departure = Departure()
+    departure.watch(lambda: told.append("first"))
+    departure.unwatch()
+    departure.watch(lambda: told.append("second"))
+    departure.leave()
+    departure.leave()
+    assert (told, departure.left) == (["second"], True)
 
 
 async def test_when_there_is_no_room_the_longest_silent_connection_goes(
