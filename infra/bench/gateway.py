@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from gateway.settings import DEMO_MODEL
-from infra.bench.gateway_stage import ROOT, Stage, stage
+from infra.bench.gateway_stage import ROOT, Stage, bare_stage, stage
 from infra.bench.rows import Row, markdown, print_rows, write_rows
 
 RESULTS: Final = ROOT / "bench-results"
@@ -82,9 +82,8 @@ def _latency(said: str, share: str) -> float:
 
 def measure(seconds: int, rounds: int, profile: Path | None) -> list[Row]:
     """All rows."""
-    cores = (min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0)))
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name, stage(Path(name), cores if cores[0] != cores[1] else None) as here:
+    with tempfile.TemporaryDirectory() as name, stage(Path(name), _cores()) as here:
         folder = Path(name)
         for path, body in routes(16, False).values():  # caches fill, code is warm
             wrk(here, path, body, 1, CONNECTIONS, folder)
@@ -104,7 +103,28 @@ def measure(seconds: int, rounds: int, profile: Path | None) -> list[Row]:
             note = "1 connection, the mock's own time and the wait for the disk included"
             rows.append(_at_most(f"latency.{share}", value, "ms", most, note))
         rows += _crowd(here)
+    with tempfile.TemporaryDirectory() as name, stage(Path(name), _cores(), stream_gap_ms=0) as here:
+        runs = [
+            wrk(here, *routes(TOKENS, True)["chat"], seconds, CONNECTIONS, Path(name)) for _ in range(rounds + 1)
+        ]  # the first warms up
+        cpu = statistics.median(run["cpu_us"] for run in runs[1:])
+        note = f"stream_gap_ms = 0: every token a write of its own, {TOKENS} of them"
+        rows.append(_at_most("chat.stream.each_token.cpu", cpu, "us", STREAM_TARGET_US, note))
+    with tempfile.TemporaryDirectory() as name, bare_stage(_cores()) as here:
+        runs = [wrk(here, "/", routes(16, False)["chat"][1], seconds, CONNECTIONS, Path(name)) for _ in range(rounds)]
+        bare = statistics.median(run["cpu_us"] for run in runs)
+    times = statistics.median(row.value for row in rows if row.metric.endswith(".request.cpu") and row.value) / bare
+    note = (
+        f"a bare Starlette application on the same server: the unit of this machine; our request is {times:.1f} of it"
+    )
+    rows.append(Row(metric="floor.request.cpu", value=bare, unit="us", note=note))
     return rows
+
+
+def _cores() -> tuple[int, int] | None:
+    """(the gateway's, everything else's)"""
+    cores = (min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0)))
+    return cores if cores[0] != cores[1] else None
 
 
 def _at_most(metric: str, value: float, unit: str, most: float, note: str) -> Row:

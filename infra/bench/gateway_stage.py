@@ -49,13 +49,25 @@ class Stage:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+class BareStage(Stage):
+    """No accounts."""
+
+    @property
+    def root(self) -> str:
+        """Everything."""
+        return self.url
+
+
 @contextlib.contextmanager
-def stage(folder: Path, cores: tuple[int, int] | None, durability: str = "ack") -> Iterator[Stage]:
-    """`cores`: (the gateway's, everything else's); None on a machine with one."""
+def stage(
+    folder: Path, cores: tuple[int, int] | None, durability: str = "ack", stream_gap_ms: float | None = None
+) -> Iterator[Stage]:
+    """`cores`: (the gateway's, everything else's); None on a machine with one. `stream_gap_ms` None: the default."""
+    server = {"body_buffer_bytes": 2**30} | ({} if stream_gap_ms is None else {"stream_gap_ms": stream_gap_ms})
     vocab = json.loads((BASE_FOLDER / "config.json").read_bytes())["vocab_size"]
     data_dir, runtime_socket = folder / "data", folder / "runtime.sock"
     settings = msgspec.convert(
-        {"data_dir": str(data_dir), "logs": {"durability": durability}, "server": {"body_buffer_bytes": 2**30}},
+        {"data_dir": str(data_dir), "logs": {"durability": durability}, "server": server},
         Settings,
     )
     mock = subprocess.Popen(
@@ -91,6 +103,23 @@ def stage(folder: Path, cores: tuple[int, int] | None, durability: str = "ack") 
         mock.kill()
         mock.wait()
         listener.close()
+
+
+@contextlib.contextmanager
+def bare_stage(cores: tuple[int, int] | None) -> Iterator[Stage]:
+    """`bare_app` in the gateway's place; its root is its only path."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+        bare = subprocess.Popen(
+            [*_pinned(cores and cores[0]), sys.executable, "-m", "infra.bench.bare_app", str(listener.fileno())],
+            cwd=ROOT, stdout=subprocess.PIPE, pass_fds=(listener.fileno(),),
+        )  # fmt: skip
+        try:
+            assert bare.stdout is not None
+            assert bare.stdout.readline() == b"ready\n", "the bare application did not start"
+            yield BareStage(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "", bare.pid)
+        finally:
+            bare.kill()
+            bare.wait()
 
 
 def _pinned(core: int | None) -> list[str]:
