@@ -1,7 +1,8 @@
 """The outputs of one sequence on their way from the connection's reader to the task that asked for them.
 
-Holds at most one output: what was not taken yet is merged with what comes, so the bound is the answer's own length and
-no output is ever dropped. Ends with the output that carries a finish reason, or with an error.
+Holds what was not taken yet, and the reader gets it as one output: the bound is the answer's own length, a few outputs
+at a time are merged on the way, and none is ever dropped. Ends with the output that carries a finish reason, or with an
+error.
 
 A reader costs about the same for one token as for ten: it is woken, makes text and an event of them, and writes to a
 socket. `Beat` therefore wakes each reader only so often, seldomer the more there are, and all that wait at once.
@@ -17,6 +18,7 @@ from runtime.protocol import SequenceOutput
 
 # All readers together are woken about every so often, which is a tenth of a core; one alone gets each token by itself.
 WAKE_S: Final = 0.0003
+MOST_UNMERGED: Final = 16  # an output of one token is twenty times as large as the token
 
 
 class Beat:
@@ -62,7 +64,7 @@ class Stream:
 
     def __init__(self, beat: Beat | None = None) -> None:
         self._beat = beat
-        self._pending: SequenceOutput | None = None
+        self._pending: list[SequenceOutput] = []
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
         self.quiet_until = 0.0  # the beat's
@@ -72,18 +74,14 @@ class Stream:
         """Adds an output; ignored after the end."""
         if self.ended:
             return
-        waits = self._pending is not None
-        if self._pending is not None:
-            output = msgspec.structs.replace(
-                output,
-                token_ids=self._pending.token_ids + output.token_ids,
-                scores=self._pending.scores + output.scores,
-            )
-        self._pending = output
+        self._pending.append(output)
         self.ended = output.finish_reason is not None
+        is_first = len(self._pending) == 1
+        if len(self._pending) == MOST_UNMERGED:
+            self._pending = [_merged(self._pending)]
         if self.ended or self._beat is None:
             self.wake()
-        elif not waits:  # else the reader knows, or will be told at the next beat
+        elif is_first:  # else the reader knows, or will be told at the next beat
             self._beat.arrived(self)
 
     def fail(self, error: Exception) -> None:
@@ -100,10 +98,19 @@ class Stream:
 
     async def get(self) -> SequenceOutput:
         """The next output. Raises the error given to `fail`."""
-        while self._pending is None:
+        while not self._pending:
             if self._error is not None:
                 raise self._error
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
-        output, self._pending = self._pending, None
-        return output
+        outputs, self._pending = self._pending, []
+        return outputs[0] if len(outputs) == 1 else _merged(outputs)
+
+
+def _merged(outputs: list[SequenceOutput]) -> SequenceOutput:
+    """The last of them, with the tokens and scores of all."""
+    return msgspec.structs.replace(
+        outputs[-1],
+        token_ids=tuple(token_id for output in outputs for token_id in output.token_ids),
+        scores=tuple(score for output in outputs for score in output.scores),
+    )

@@ -97,28 +97,38 @@ def measure(seconds: int, rounds: int, profile: Path | None) -> list[Row]:
                 rate = statistics.median(run["rate"] for run in runs)
                 note = f"{rate:.0f} a second, {CONNECTIONS} connections"
                 rows.append(_at_most(f"{dialect}.{kind}.cpu", cpu, "us", target, note))
-        runs = [wrk(here, *routes(16, False)["ai/run"], seconds, 1, folder) for _ in range(rounds)]
-        for share, most in (("p50", 0.5), ("p99", 3.0)):
-            value = statistics.median(run[f"{share}_ms"] for run in runs)
-            note = "1 connection, the mock's own time and the wait for the disk included"
-            rows.append(_at_most(f"latency.{share}", value, "ms", most, note))
+        rows += _latency_rows(here, "latency", "the mock's time and the wait for the disk included", seconds, rounds)
         rows += _crowd(here)
+    with tempfile.TemporaryDirectory() as name, stage(Path(name), _cores(), durability="group") as here:
+        wrk(here, *routes(16, False)["ai/run"], 1, CONNECTIONS, Path(name))
+        rows += _latency_rows(here, "latency.group", "the same in mode `group`: no wait for the disk", seconds, rounds)
     with tempfile.TemporaryDirectory() as name, stage(Path(name), _cores(), stream_gap_ms=0) as here:
-        runs = [
-            wrk(here, *routes(TOKENS, True)["chat"], seconds, CONNECTIONS, Path(name)) for _ in range(rounds + 1)
-        ]  # the first warms up
-        cpu = statistics.median(run["cpu_us"] for run in runs[1:])
+        wrk(here, *routes(TOKENS, True)["chat"], 1, CONNECTIONS, Path(name))
+        cpu = _cpu_us(here, *routes(TOKENS, True)["chat"], seconds, rounds)
         note = f"stream_gap_ms = 0: every token a write of its own, {TOKENS} of them"
         rows.append(_at_most("chat.stream.each_token.cpu", cpu, "us", STREAM_TARGET_US, note))
-    with tempfile.TemporaryDirectory() as name, bare_stage(_cores()) as here:
-        runs = [wrk(here, "/", routes(16, False)["chat"][1], seconds, CONNECTIONS, Path(name)) for _ in range(rounds)]
-        bare = statistics.median(run["cpu_us"] for run in runs)
+    with bare_stage(_cores()) as here:
+        bare = _cpu_us(here, "/", routes(16, False)["chat"][1], seconds, rounds)
     times = statistics.median(row.value for row in rows if row.metric.endswith(".request.cpu") and row.value) / bare
-    note = (
-        f"a bare Starlette application on the same server: the unit of this machine; our request is {times:.1f} of it"
-    )
-    rows.append(Row(metric="floor.request.cpu", value=bare, unit="us", note=note))
-    return rows
+    note = f"a bare Starlette application on the same server, this machine's unit: our request takes {times:.1f} of it"
+    return [*rows, Row(metric="floor.request.cpu", value=bare, unit="us", note=note)]
+
+
+def _cpu_us(here: Stage, path: str, body: dict[str, object], seconds: int, rounds: int) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        return statistics.median(
+            wrk(here, path, body, seconds, CONNECTIONS, Path(name))["cpu_us"] for _ in range(rounds)
+        )
+
+
+def _latency_rows(here: Stage, metric: str, note: str, seconds: int, rounds: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        runs = [wrk(here, *routes(16, False)["ai/run"], seconds, 1, Path(name)) for _ in range(rounds)]
+    return [
+        _at_most(f"{metric}.{share}", statistics.median(run[f"{share}_ms"] for run in runs), "ms", most,
+                 f"1 connection, {note}")
+        for share, most in (("p50", 0.5), ("p99", 3.0))
+    ]  # fmt: skip
 
 
 def _cores() -> tuple[int, int] | None:

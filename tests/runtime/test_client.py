@@ -10,7 +10,7 @@ import pytest
 
 from runtime.client import RuntimeClient, RuntimeLost
 from runtime.protocol import SequenceOutput
-from runtime.stream import WAKE_S, Beat, Stream
+from runtime.stream import MOST_UNMERGED, WAKE_S, Beat, Stream
 from tests.runtime.fakes import MODEL, answer, ref, submit
 from tests.runtime.serving import TOKEN, ask, sampling, serving
 
@@ -331,6 +331,16 @@ async def test_what_nobody_took_yet_is_merged() -> None:
     stream.put(_output(6))
     last = await stream.get()
     assert (last.token_ids, last.finish_reason) == ((4, 5), "stop")
+
+
+async def test_a_reader_who_takes_nothing_costs_no_more_than_the_tokens() -> None:
+    stream = Stream()
+    for token in range(1000):
+        stream.put(_output(token))
+        assert len(stream._pending) < MOST_UNMERGED
+    stream.put(_output(1000, reason="length"))
+    last = await stream.get()
+    assert (last.token_ids, last.finish_reason) == (tuple(range(1001)), "length")
 
 
 async def test_a_failed_stream_gives_what_it_has_first() -> None:

@@ -90,7 +90,7 @@ def test_more_is_asked_than_there_are_words_and_some_have_no_chance() -> None:
     assert found.score.logprob == pytest.approx(math.log(0.5))
 
 
-def test_the_engine_and_the_stream_hand_them_on() -> None:
+async def test_the_engine_and_the_stream_hand_them_on() -> None:
     class Scores(FakeRunner):
         def execute(self, batch: Batch) -> list[Sampled]:  # type: ignore[override]
             return [Scored(token, TokenScore(-token / 10, ((token, -0.5),))) for token in super().execute(batch)]
@@ -105,8 +105,7 @@ def test_the_engine_and_the_stream_hand_them_on() -> None:
         frame = decode_server(encode(Step((output,)))[4:])
         assert frame == Step((output,))
         stream.put(frame.outputs[0])
-    merged = stream._pending
-    assert isinstance(merged, SequenceOutput)
+    merged = await stream.get()
     assert len(merged.token_ids) == 3
     assert merged.scores == tuple(TokenScore(-token / 10, ((token, -0.5),)) for token in merged.token_ids)
 
