@@ -28,6 +28,6 @@ class Departure:
     def leave(self) -> None:
         """The caller is gone."""
         self.left = True
-        if self._watcher is not None:
-            self._watcher, call = None, self._watcher
+        call, self._watcher = self._watcher, None
+        if call is not None:
             call()

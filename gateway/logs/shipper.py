@@ -220,7 +220,7 @@ def _sqlite_insert() -> tuple[str, list[str]]:
     """The statement as SQLite's driver takes it, and the order of its values: SQLAlchemy's own way from a row to them
     takes longer than the row's whole insertion."""
     statement = sqlite.insert(logs).on_conflict_do_nothing(index_elements=["id"])
-    compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))  # type: ignore[no-untyped-call]
+    compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))
     assert compiled.positiontup is not None, "qmark is by position"
     return str(compiled), compiled.positiontup
 
