@@ -121,8 +121,10 @@ def one_after_the_other() -> Iterator[None]:
 
 def launches_early(tensor: torch.Tensor) -> bool:
     """Whether a kernel for this tensor is launched while the one before it in the queue still runs (programmatic
-    dependent launch, from sm_90 on). Such a kernel calls `gdc_wait` before it touches anything that earlier kernels
-    write or read, and so saves the time in which the device would have set it up."""
+    dependent launch, from sm_90 on), which saves the time in which the device would have set it up. Such a kernel calls
+    `gdc_wait` before it touches what kernels of its step write or read; what the step found in place (weights, tiles)
+    it may read before. Programs without work may end without waiting, as long as one of the launch waits: whoever comes
+    after waits for that one. So of two neighbours one at least must be launched late, or have work in all programs."""
     return tensor.is_cuda and _Early.on and _capability(tensor.device.index or 0) >= _HOPPER
 
 

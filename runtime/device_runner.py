@@ -356,6 +356,13 @@ class DeviceRunner(HeldBase):
             # Tiles of one token, as many as there can be, and of sixteen.
             for kinds in (base, base, [*base, *slots][-rows:], [0] * rows):
                 self.execute(Batch(tuple(_warm_row(row, 1, [row], slot) for row, slot in enumerate(kinds))))
+        # A prompt beside them: its step is a mixed one, with other kernels for the tiles of one token.
+        prompt = _warm_row(0, 2, list(range(cdiv(2, block))), BASE_SLOT)
+        first = len(prompt.block_table)
+        for rows in sorted({min(bucket, len(slots), most - first) for bucket in self._buckets}):
+            if rows > 0 and longest > 1:
+                lines = (_warm_row(row, 1, [row], slot) for row, slot in enumerate(slots[:rows], first))
+                self.execute(Batch((prompt, *lines)))
         for slot in slots:
             self.release_slot(slot)
         self.synchronize()

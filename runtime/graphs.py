@@ -87,7 +87,8 @@ class DecodeGraphs:
     def _captured(self, shape: Hashable, work: Work) -> Work | None:
         began = self._clock()
         if len(self._graphs) >= self._max_graphs:
-            self._graphs.popitem(last=False)
+            dropped, _ = self._graphs.popitem(last=False)
+            self._seen.pop(dropped, None)  # its next use is eager again: no capture for what hardly ever comes
             self._dropped += 1
         try:
             replay = self._capture(work)

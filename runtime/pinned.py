@@ -37,13 +37,19 @@ def pinned(max_bytes: int, driver: Callable[[], Driver] | None = None) -> Recycl
         found = find()
         error = int(found.cudaHostRegister(address, length, 0))
         if not error:
-            return lambda: found.cudaHostUnregister(address)
+            return lambda: _unregister(found, address)
         if not refused:
             refused = True
             logger.warning("host memory cannot be registered with the GPU (error %d); copies are slower", error)
         return lambda: None
 
     return Recycled(max_bytes, pin)
+
+
+def _unregister(driver: Driver, address: int) -> None:
+    error = int(driver.cudaHostUnregister(address))
+    if error:
+        logger.warning("host memory stays registered with the GPU (error %d)", error)
 
 
 def _cudart() -> Driver:

@@ -292,6 +292,7 @@ class Residency:
                 budget -= header.payload_bytes
             try:
                 if not adapter.layers_written:
+                    adapter.copy_began_at = self._clock()
                     runner.begin_adapter(slot.number, slot.offset, adapter.packed)
                     adapter.layers_written = header.geometry.num_layers
                 arrived = runner.poll_adapter(slot.number)

@@ -51,6 +51,7 @@ class Recycled:
         # The end of a view may come at any moment, also within a call here.
         self._lock = RLock()
         self.idle_bytes = self.live_bytes = 0
+        weakref.finalize(self, _unpin, self._idle).atexit = False
 
     def allocate(self, size_bytes: int) -> memoryview:
         """A writable buffer of exactly `size_bytes`. From any thread."""
@@ -85,6 +86,7 @@ class Recycled:
 
     def _count(self, anchor: object, region: _Region | None, length: int) -> None:
         """`anchor` is in use from now on; others' idle pages go when there is no room for them any more."""
+        weakref.finalize(anchor, self._take_back, region, length).atexit = False
         gone = list[_Region]()
         with self._lock:
             self.live_bytes += length
@@ -97,7 +99,6 @@ class Recycled:
                     del self._idle[oldest]
         for one in gone:
             one.unpin()
-        weakref.finalize(anchor, self._take_back, region, length).atexit = False
 
     def _take_back(self, region: _Region | None, length: int) -> None:
         with self._lock:
@@ -108,6 +109,13 @@ class Recycled:
                 self._idle.move_to_end(length)
                 self.idle_bytes += length
         if region is not None and not kept:
+            region.unpin()
+
+
+def _unpin(idle: OrderedDict[int, list[_Region]]) -> None:
+    """Nobody will ask for these any more; what is still in use ends with its views."""
+    for regions in idle.values():
+        for region in regions:
             region.unpin()
 
 

@@ -58,8 +58,9 @@ class _Held(NamedTuple):
 
 @dataclass
 class _Copy:
-    """pieces are started in order; `filling` is the slab that the next one goes into. mark: behind its last piece.
-    wrong: 1 where something was not finite, readable once the mark is reached."""
+    """pieces are started in order; `filling` is the slab that the next one goes into. touched: something was started
+    that may read the payload. mark: behind its last piece. wrong: 1 where something was not finite, readable once the
+    mark is reached."""
 
     slot: int
     payload: torch.Tensor
@@ -69,6 +70,7 @@ class _Copy:
     held: list[Mark]
     wrong: torch.Tensor
     started: int = 0
+    touched: bool = False
     filling: tuple[Turn, "Future[None]"] | None = None
     mark: Mark | None = None
     abandoned: bool = False
@@ -232,7 +234,7 @@ class AdapterCopies:
         table = self._tables[0]
         self._tables.rotate(-1)
         table.tensor.numpy()[:] = _part_of(copy.table, piece, copy.dtype.itemsize, first=index == 0)
-        copies = self._queues.copies
+        copies, copy.touched = self._queues.copies, True
         with copies.use():
             staging = self._staging[: len(source)]
             if index == 0:
@@ -260,7 +262,7 @@ class AdapterCopies:
         copy.abandoned = True
         if copy.filling is not None:
             copy.filling[1].result()
-        if copy.started:
+        if copy.touched:  # a piece that could be started by half, too
             self._queues.copies.mark().wait()
 
     def _pieces(self, packed: Packed) -> list[_Piece]:

@@ -22,7 +22,7 @@ from runtime.queues import Queues
 
 
 class Product(NamedTuple):
-    """[tokens, out] each; what counts is the sum, rounded once. delta is overwritten by the next layer's product."""
+    """[tokens, out] each; what counts is the sum. delta is overwritten by the next layer's product."""
 
     base: torch.Tensor
     delta: torch.Tensor | None = None
@@ -69,11 +69,13 @@ class DeviceLora:
         beside.after(compute.mark())
         # The product first: where it leaves processors idle, which is nearly always, the adapters' kernels take those.
         y = _base(linear, x)
-        with beside.use():
-            lora_shrink(x, weights.a, segments, first, plan, h)
-            lora_expand(h, weights.b, weights.scaling, group.slices, segments, delta, first, adds=False)
-            mark = beside.mark()
-        compute.after(mark)
+        try:
+            with beside.use():
+                lora_shrink(x, weights.a, segments, first, plan, h)
+                lora_expand(h, weights.b, weights.scaling, group.slices, segments, delta, first, adds=False)
+        finally:
+            # Also when one of them could not be launched: the other still reads x and h, whose memory is compute's.
+            compute.after(beside.mark())
         return Product(y, delta)
 
     def _touches(self, step: DeviceStep, group: int) -> bool:

@@ -30,8 +30,8 @@ from runtime.layers.step_layout import StepLayout, StepSizes
 # Kernels are compiled for strides that are multiples of 16 and for others: room for tiles always is one.
 _TILE_ROOM: Final = 16
 _NO_TABLE: Final = (-1, np.empty(0, np.int32))
-# h of the shrink is this wide, or as many times twice as a step's largest rank asks for: graphs know it.
-LEAST_RANK_WIDTH: Final = 16
+# h of the shrink has the least of these widths that holds the step's largest rank: graphs know it, so they are few.
+RANK_WIDTHS: Final = (16, 64, 256)
 
 
 class DecodeShape(NamedTuple):
@@ -282,7 +282,8 @@ class StepWriter:
             groups |= self._pool.group_bits(slot)
         tile_rows = tile_rows_for(segments)
         num_tiles = sum(cdiv(one.end - one.start, tile_rows) for one in segments.with_adapters())
-        rank_width = max(LEAST_RANK_WIDTH, next_power_of_2(segments.max_rank))
+        widths = (width for width in RANK_WIDTHS if width >= segments.max_rank)
+        rank_width = next(widths, next_power_of_2(segments.max_rank))
         return _Lora(segments, tile_rows, num_tiles, groups, rank_width)
 
 

@@ -3,8 +3,10 @@ replayed from recordings that stand for graphs."""
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import LlamaConfig
 
+from kernels import lora_expand, lora_shrink
 from runtime.batch import PENDING, Batch, Scored
 from runtime.device_runner import DeviceRunner, row_buckets
 from runtime.engine import Engine, EngineLimits
@@ -267,15 +270,53 @@ def test_random_models_and_adapters_for_benches(tmp_path: Path) -> None:
     assert not torch.allclose(base, adapted, atol=1e-3)
 
 
+class _Noting:
+    """A kernel that writes down which specialisations are launched."""
+
+    def __init__(self, kernel: Any, noted: set[tuple[str, Any]]) -> None:
+        self._kernel, self._noted = kernel, noted
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*arguments: Any, **named: Any) -> None:
+            constants = {name: value for name, value in named.items() if name.isupper() or name.startswith("num_")}
+            self._noted.add((self._kernel.__name__, tuple(sorted(constants.items()))))
+            self._kernel[grid](*arguments, **named)
+
+        return launch
+
+
 def test_a_warm_runner_captures_and_compiles_nothing_new(tmp_path: Path) -> None:
     with patch.dict(CONFIGS, flat=lambda: LlamaConfig(**{**CONFIGS["llama-gqa"]().to_dict(), "num_hidden_layers": 1})):
         model = make_base("flat", tmp_path)
     runner = device_runner(tmp_path, SIZES._replace(max_rows=2))
-    with patch("runtime.device_runner._WARM_CHUNKS", (8,)):
-        steps = runner.warm_up()
+    compiled = set[tuple[str, Any]]()
+    launches = [
+        patch.object(module, name, _Noting(getattr(module, name), compiled))
+        for module, name in (
+            (lora_shrink, "_shrink_rows_kernel"), (lora_shrink, "_shrink_tiles_kernel"),
+            (lora_expand, "_expand_rows_kernel"), (lora_expand, "_expand_tiles_kernel"),
+        )
+    ]  # fmt: skip
+    with ExitStack() as noting:
+        for launch in launches:
+            noting.enter_context(launch)
+        with patch("runtime.device_runner._WARM_CHUNKS", (8,)):
+            steps = runner.warm_up()
+        known = set(compiled)
+        # Adapters of one row each beside a prompt, whole prompts of an adapter, decode steps.
+        for slot in (0, 1):
+            runner.put_random_adapter(slot, slot, 1, seed=slot)
+        prompt, one, other = (Job([1] * size, slot=slot, blocks=[slot + 1]).next_row(slot + 2)
+                              for size, slot in ((5, -1), (1, 0), (1, 1)))  # fmt: skip
+        for rows in ((prompt, one), (one, other), (one,), (prompt._replace(slot=0),)):
+            runner.execute(Batch(tuple(rows)))
+        for slot in (0, 1):
+            runner.release_slot(slot)
+    assert known
+    assert compiled == known
     warm = runner.graphs.report
     assert warm.captures == 4, "one row and two, of the base and with adapters, whose two kinds are one shape here"
-    assert steps == 2 + 2 * 4
+    assert steps == 2 + 2 * 4 + 1
     jobs = [Job(text, num_tokens=3) for text in prompts(runner.vocab_size, (5, 2))]
     decode(runner, jobs, block_tokens=16)
     for job in jobs:

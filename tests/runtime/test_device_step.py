@@ -114,8 +114,8 @@ def test_h_is_as_wide_as_the_widest_adapter_of_the_step_asks() -> None:
     host = Host()
     fill_with_random(POOL, 9, 0, 100, 1)
     assert host.step(row(1, [5], 0, [0], 1))[0] == DecodeShape(1, 1, 1, 15, 16)
-    assert host.step(row(1, [5], 0, [0], 9))[0] == DecodeShape(1, 1, 1, 15, 128)
-    assert host.step(row(1, [5], 0, [0], 1), row(2, [5], 0, [1], 9))[0] == DecodeShape(2, 2, 1, 15, 128)
+    assert host.step(row(1, [5], 0, [0], 9))[0] == DecodeShape(1, 1, 1, 15, 256)
+    assert host.step(row(1, [5], 0, [0], 1), row(2, [5], 0, [1], 9))[0] == DecodeShape(2, 2, 1, 15, 256)
     assert host.step(row(1, [5], 0, [0], 1))[0] == DecodeShape(1, 1, 1, 15, 16)
 
 

@@ -82,3 +82,18 @@ def test_a_driver_that_refuses_costs_speed_only(caplog: pytest.LogCaptureFixture
     assert len(caplog.records) == 1
     del buffer, kept
     gc.collect()
+
+
+def test_an_allocator_that_is_gone_leaves_nothing_registered() -> None:
+    driver = Driver()
+    buffers = pinned(4 * HUGE_PAGE_BYTES, lambda: driver)
+    used, idle = buffers.allocate(HUGE_PAGE_BYTES), buffers.allocate(2 * HUGE_PAGE_BYTES)
+    del idle
+    gc.collect()
+    assert len(driver.registered) == 2
+    del buffers
+    gc.collect()
+    assert HUGE_PAGE_BYTES in driver.registered.values(), "a view of it lives"
+    del used
+    gc.collect()
+    assert driver.registered == {}

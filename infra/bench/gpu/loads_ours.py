@@ -51,6 +51,7 @@ class Loads:
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
         self._setting, self._device = setting, device
+        self._memory = host_memory(device)
         self._data = [packed_bytes(setting, setting.load_rank, seed) for seed in range(_FILES)]
         self._files = [in_host_memory(data, device) for data in self._data]
         self._rows = (_HOT + max(setting.load_counts)) * max(8, setting.load_rank)
@@ -79,7 +80,7 @@ class Loads:
     def from_file(self, cold: bool) -> Line:
         """From a file, as the disk tier reads one that it has read before: all of it checked, into registered memory of
         an adapter that is gone; then parsed and copied. cold: its pages are not in memory."""
-        data, memory = self._data[0], host_memory(self._device)
+        data, memory = self._data[0], self._memory
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(READERS) as pool:
             path, digest = Path(folder) / "adapter", hashlib.sha256(data).hexdigest()
             path.write_bytes(data)
