@@ -194,9 +194,10 @@ class Scheduler:
 
     def computed(self, step: Scheduled, token: int | None) -> None:
         """The step was executed; `token` is what was sampled, None unless `step.samples`."""
-        sequence = step.sequence
-        sequence.num_computed += step.num_tokens
-        self._prefixes.computed(sequence, sequence.num_computed - step.num_tokens, sequence.num_computed)
+        sequence, start = step.sequence, step.sequence.num_computed
+        stop = sequence.num_computed = start + step.num_tokens
+        if start // self._blocks.block_tokens != stop // self._blocks.block_tokens:  # else nothing new can be found
+            self._prefixes.computed(sequence, start, stop)
         if token is not None:
             sequence.tokens.append(token)
             sequence.state = State.DECODE

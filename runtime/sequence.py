@@ -36,6 +36,7 @@ class Sequence:
     cached_tokens: of the prompt, found computed when it first started.
     constraint: what its grammar allows next; it has taken the answer's tokens, whatever was preempted.
     priority orders it among its account's own, lower first; weight is its account's share of the service.
+    digest: of its adapter; None for the base.
     seat: its age when somebody has to give way, num_yields: how often it has left in another's stead (`running.py`).
     Times are seconds of the engine's clock.
     """
@@ -62,6 +63,7 @@ class Sequence:
     slot: int = BASE_SLOT
     constraint: Constraint | None = None
     seat: int = field(init=False)
+    digest: str | None = field(init=False)
     num_yields: int = 0
     admitted_at: float | None = None
     adapter_ready_at: float | None = None
@@ -73,6 +75,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.seat = self.number
+        self.digest = None if self.adapter is None else self.adapter.digest
 
     @classmethod
     def of(
@@ -96,11 +99,6 @@ class Sequence:
             state=State.WAITING if request.adapter is None else State.WAITING_ADAPTER,
             constraint=constraint,
         )
-
-    @property
-    def digest(self) -> str | None:
-        """Of its adapter; None for the base."""
-        return None if self.adapter is None else self.adapter.digest
 
     @property
     def num_generated(self) -> int:
