@@ -49,6 +49,8 @@ class Callers:
         rng = random.Random(number)
         while not self._stop.is_set():
             verb = rng.choice(VERBS)
+            if verb == "delete" and rng.random() < 0.6:
+                verb = "ask"  # else hardly anything is ever there to be asked
             try:
                 with self._caller.http() as http:
                     reply = _do(http, verb, f"x{number % 2}", rng)
@@ -122,6 +124,10 @@ def test_kills_under_adapters(tmp_path: Path) -> None:
                 time.sleep(rng.uniform(0.5, 2.5))  # the moment of the kill is the input of this test
                 kill_child(deployment, what)
                 deployment.wait_until_ready()
+            until = time.monotonic() + 60
+            while min(callers.outcomes[verb, 200] for verb in ("replace", "ask")) <= 3:
+                assert time.monotonic() < until, callers.outcomes
+                time.sleep(0.1)
         finally:
             callers.stop()
         deployment.wait_until_ready()
@@ -137,5 +143,3 @@ def test_kills_under_adapters(tmp_path: Path) -> None:
             assert time.monotonic() < until, left
             time.sleep(0.1)
     assert callers.wrong == []
-    assert callers.outcomes["replace", 200] > 3, callers.outcomes
-    assert callers.outcomes["ask", 200] > 3, callers.outcomes
