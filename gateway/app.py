@@ -151,6 +151,7 @@ async def open_services(
 
         caches = CacheCare(finetunes, clients, settings.tiers)
         await caches.start()
+        stack.push_async_callback(caches.aclose)
 
         def hang_up() -> None:
             for client in clients.values():

@@ -2,11 +2,15 @@
 
 Pins are a mark on the finetune's row. Of a pinned finetune every version is kept to which an alias leads; whenever that
 changes, the model's runtime is told the whole set anew, and its client repeats it after every reconnect.
+
+Weights that an earlier process removed, and of which it may have told no runtime before it was killed, are forgotten
+once the runtimes answer.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +24,7 @@ from runtime.protocol import AdapterRef
 from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
+ASKED_AGAIN_S: Final = 1.0
 
 
 class CacheCare:
@@ -27,6 +32,7 @@ class CacheCare:
 
     def __init__(self, finetunes: Finetunes, caches: Mapping[str, AdapterCache], settings: Tiers) -> None:
         self._finetunes, self._caches, self._settings = finetunes, caches, settings
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Tells every runtime its pins and warm-ups. What is named wrongly is logged: it stops no start."""
@@ -40,6 +46,26 @@ class CacheCare:
                 logger.warning("tiers.warm_up: %s", error.message)
         for model, cache in self._caches.items():
             cache.warm_up([ref for each in wanted if each.model == model for ref in _current(each)])
+        self._sweeping = asyncio.create_task(self._forget_swept(), name="forget swept adapters")
+
+    async def aclose(self) -> None:
+        """What is not forgotten by now stays noted for the next start."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait({self._sweeping})
+
+    async def _forget_swept(self) -> None:
+        while True:
+            try:
+                return await self._finetunes.forget_swept(self._forget_everywhere)
+            except RuntimeLost:
+                await asyncio.sleep(ASKED_AGAIN_S)
+
+    async def _forget_everywhere(self, digest: str) -> None:
+        """Raises RuntimeLost while one of the runtimes has not heard of it."""
+        for cache in self._caches.values():
+            await cache.forget(digest)
+            await cache.cache_report()  # frames keep their order: who answers this has read the other
 
     async def refresh(self, model: str) -> None:
         """What an upload, a deletion or an alias has changed for this model. Never raises: pins only save time."""

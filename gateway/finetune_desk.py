@@ -64,6 +64,11 @@ class FinetuneDesk:
             raise ObjectNotFound(f"there is no finetune {printable(reference)!r} in this account")
         return self.seen(finetune)
 
+    async def uses_digest(self, digest: str) -> bool:
+        """Whether a version of anybody's has these weights."""
+        async with self.database.read() as connection:
+            return await rows.uses_digest(connection, digest)
+
     def seen(self, finetune: Finetune) -> Finetune:
         """With what is known but not written down: versions under validation, uses of the last half minute."""
         return msgspec.structs.replace(

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,11 @@ from gateway.finetune_desk import FinetuneDesk, Removed, WhenInUse, version_of
 from gateway.finetune_records import Finetune, StoredFile, Version
 from gateway.finetune_versions import FinetuneVersions, upload_target
 from gateway.ids import PUBLIC_ACCOUNT_ID, new_finetune_id
+from gateway.ingest.packed_keys import digest_of
 from gateway.ingest.receive import Asset
 from gateway.ingest.reserve import Reserve
 from gateway.ingest.retirement import Forget, Weights
-from gateway.ingest.spool import Spool
+from gateway.ingest.spool import Scratch, Spool
 from gateway.ingest.upload import Upload, UploadSlots
 from gateway.messages import Identity, ResolvedAdapter
 from gateway.names import checked_name, likeness, printable
@@ -71,6 +72,7 @@ class Finetunes:
         self._catalog = catalog
         self._limits = limits
         self._slots = UploadSlots()
+        self._swept: list[Scratch] = []
         self._desk = FinetuneDesk(database, objects, Spool(spool), Reserve(spool.with_name("reserve")), forget, now)
         self.versions = FinetuneVersions(self._desk)
         self.uses = self._desk.uses
@@ -245,7 +247,8 @@ class Finetunes:
     async def sweep(self) -> int:
         """Removes what an earlier process left behind when it was killed; returns the number of its open tasks.
 
-        What storage refuses to delete just now stays noted for the next start: serving does not wait for tidiness.
+        What storage refuses to delete just now stays noted for the next start: serving does not wait for tidiness. So
+        do weights that runtimes may still hold, until `forget_swept`.
         """
         if not await self._desk.reserve.make():
             logger.warning("no room can be set aside: on a full disk nothing can be removed until some is free")
@@ -253,10 +256,30 @@ class Finetunes:
         for scratch in leftovers:
             try:
                 await self._desk.retirement.settle("", scratch)
-                await self._desk.spool.discard(scratch)
+                if any(map(digest_of, scratch.noted)):
+                    self._swept.append(scratch)
+                else:
+                    await self._desk.spool.discard(scratch)
             except StorageError as error:
                 logger.warning("left-over objects of %s cannot be removed yet: %s", scratch.folder.name, error)
         return len(leftovers)
+
+    async def forget_swept(self, forget: Callable[[str], Awaitable[None]]) -> None:
+        """What `sweep` has removed leaves the runtimes' tiers too, by `forget`, which is told digests; what that raises
+        is raised, and may be tried again.
+
+        An earlier process may have been killed between a row's end and the word to the runtimes.
+        """
+        while self._swept:
+            scratch = self._swept[-1]
+            try:
+                for digest in filter(None, map(digest_of, scratch.noted)):
+                    if not await self._desk.uses_digest(digest):
+                        await forget(digest)
+                await self._desk.spool.discard(scratch)
+            except StorageError as error:
+                logger.warning("what %s left in the tiers stays until the next start: %s", scratch.folder.name, error)
+            self._swept.pop()
 
     def start(self) -> None:
         """From now on uses are written down every half minute."""

@@ -56,7 +56,7 @@ from runtime.stream import Beat, Stream
 logger = logging.getLogger(__name__)
 
 MAX_STATUSES: Final = 4096
-MAX_TO_FORGET: Final = 10_000
+MAX_FORGOTTEN: Final = 1_000
 FIRST_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
 MISSED_PONGS: Final = 3
@@ -106,7 +106,7 @@ class RuntimeClient:
         self._ready = asyncio.Event()
         self._statuses: cachetools.LRUCache[str, AdapterStatus] = cachetools.LRUCache(MAX_STATUSES)
         self._task: asyncio.Task[None] | None = None
-        self._to_forget: set[str] = set()
+        self._forgotten: dict[str, None] = {}  # in order; told again to every runtime that is connected to
         self._pins: tuple[AdapterRef, ...] = ()
         self._warm_ups: tuple[AdapterRef, ...] = ()
         self._report: asyncio.Future[CacheReport] | None = None
@@ -181,6 +181,8 @@ class RuntimeClient:
         nobody has taken yet are merged into one.
         """
         writer = self._connected()
+        if adapter is not None:
+            self._forgotten.pop(adapter.digest, None)  # the same weights were uploaded again
         sequence_id = next(self._ids)
         request = Submit(
             sequence_id=sequence_id,
@@ -223,12 +225,15 @@ class RuntimeClient:
         self._tell(Prefetch(adapter, soon))
 
     async def forget(self, digest: str) -> None:
-        """Asks the runtime to drop a deleted adapter from every tier; while disconnected, as soon as there is one."""
+        """Asks the runtime to drop a deleted adapter from every tier, and each runtime that comes after it: one that is
+        killed may not have come to it, and its disk tier outlives it."""
         self._statuses.pop(digest, None)
+        self._forgotten.pop(digest, None)
+        self._forgotten[digest] = None
+        if len(self._forgotten) > MAX_FORGOTTEN:
+            del self._forgotten[next(iter(self._forgotten))]
         if self.ready:
             self._tell(Forget(digest))
-        elif len(self._to_forget) < MAX_TO_FORGET:
-            self._to_forget.add(digest)
 
     def pin(self, adapters: Sequence[AdapterRef]) -> None:
         """Asks the runtime to keep exactly these in host memory, now and after every reconnect."""
@@ -361,9 +366,8 @@ class RuntimeClient:
         self._refused = ""
         self.model, self.pid, self._unanswered = frame.model, frame.pid, 0
         self._ready.set()
-        for digest in self._to_forget:
+        for digest in self._forgotten:
             self._tell(Forget(digest))
-        self._to_forget.clear()
         if self._pins:
             self._tell(Pins(self._pins))
         for adapter in self._warm_ups:

@@ -27,6 +27,7 @@ from gateway.ingest.adapter import (
     check_weights_file,
     pack,
 )
+from gateway.ingest.packed_keys import packed_key_of
 from gateway.ingest.receive import Asset, receive_asset
 from gateway.ingest.retirement import Weights
 from gateway.ingest.spool import Scratch, SpooledFile
@@ -132,7 +133,7 @@ class Upload:
         suffix = asset.file_name.rsplit(".", 1)[-1]
         key = f"finetunes/{finetune.account_id}/{finetune.id}/{asset.file.sha256}.{suffix}"
         file = StoredFile(asset.file_name, key, asset.file.size_bytes, asset.file.sha256)
-        packed_key = f"adapters/{finetune.account_id}/{packed.digest}.lora" if packed else None
+        packed_key = packed_key_of(finetune.account_id, packed.digest) if packed else None
         replaced = version.file(asset.file_name)
         old = superseded(finetune, version, self._limits.kept_versions) if packed else []
         left = [replaced.object_key] if replaced else []

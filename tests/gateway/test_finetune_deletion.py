@@ -156,6 +156,13 @@ async def test_what_drains_when_the_gateway_stops_is_removed_at_the_next_start(p
         await plane.finetunes.aclose()
     assert adapter.object_key in plane.stored()
     assert await plane.finetunes.sweep() == 1
+    heard = list[str]()
+
+    async def hear(digest: str) -> None:
+        heard.append(digest)
+
+    await plane.finetunes.forget_swept(hear)
+    assert heard == [adapter.digest]
     assert nothing_left(plane)
 
 
@@ -177,6 +184,13 @@ async def test_a_store_that_is_away_while_it_drains(
     assert "stay until the next start" in caplog.text
     assert adapter.object_key in plane.stored()
     assert await plane.finetunes.sweep() == 1
+    heard = list[str]()
+
+    async def hear(digest: str) -> None:
+        heard.append(digest)
+
+    await plane.finetunes.forget_swept(hear)
+    assert heard == [adapter.digest]
     assert nothing_left(plane)
 
 

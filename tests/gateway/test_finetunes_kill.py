@@ -45,6 +45,10 @@ asyncio.run(main())
 """
 
 
+async def _heard(digest: str) -> None:
+    """A runtime that has heard of it."""
+
+
 async def test_rows_and_objects_agree_after_kills(tmp_path: Path) -> None:
     async with open_plane(tmp_path) as plane:
         await plane.accounts.create_account("one")
@@ -54,6 +58,7 @@ async def test_rows_and_objects_agree_after_kills(tmp_path: Path) -> None:
         finished = await run_and_kill(tmp_path, rng.uniform(0.0, 0.25))
         async with open_plane(tmp_path) as plane:
             swept += await plane.finetunes.sweep()
+            await plane.finetunes.forget_swept(_heard)  # as when the runtimes answer
             account = (await plane.accounts.list_accounts())[0].id
             found = [
                 await plane.finetunes.get(account, finetune.id)
@@ -155,6 +160,7 @@ async def test_versions_and_their_name_agree_after_kills(tmp_path: Path) -> None
         told = [line.split() for line in await run_and_kill(tmp_path, rng.uniform(0.02, 0.4), REPLACING, str(turn))]
         async with open_plane(tmp_path) as plane:
             swept += await plane.finetunes.sweep()
+            await plane.finetunes.forget_swept(_heard)  # as when the runtimes answer
             account = (await plane.accounts.list_accounts())[0].id
             found = await plane.finetunes.get(account, "x")
             assert visible(plane) == set(keys_of(found))

@@ -12,6 +12,7 @@ from runtime.protocol import (
     Abort,
     Failure,
     FailureKind,
+    Forget,
     Hello,
     ModelInfo,
     Ping,
@@ -41,6 +42,7 @@ class ScriptedRuntime:
         self.scores = False
         self.submitted: list[Submit] = []
         self.aborted: list[int] = []
+        self.forgotten: list[str] = []
         self.stats = Stats()
         self.news = asyncio.Condition()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -83,6 +85,8 @@ class ScriptedRuntime:
                         case Abort(sequence_id):
                             self.aborted.append(sequence_id)
                             speaking[sequence_id].cancel()
+                        case Forget(digest):
+                            self.forgotten.append(digest)
                         case _:
                             pass
                     async with self.news:

@@ -339,3 +339,16 @@ async def test_a_long_prompt_does_not_hold_up_the_loop(tmp_path: Path) -> None:
         done = True
         await watching
         assert worst < 0.2
+
+
+async def test_what_is_to_be_forgotten_is_told_to_every_runtime_that_comes_after(tmp_path: Path) -> None:
+    """One that is killed may not have come to it, and its disk tier outlives it."""
+    async with scripted(tmp_path, *words("Noon."), EOS) as (runtime, backend):
+        for digest in ("kept away", "uploaded again"):
+            await backend.forget(digest)
+        await runtime.until(lambda: runtime.forgotten == ["kept away", "uploaded again"])
+        again = resolved("x")
+        adapter = ResolvedAdapter("id", "x", "uploaded again", "key", 10, 4)
+        await answer(backend, msgspec.structs.replace(again, adapter=adapter))
+        runtime.hang_up()
+        await runtime.until(lambda: runtime.forgotten == ["kept away", "uploaded again", "kept away"])
