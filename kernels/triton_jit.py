@@ -103,29 +103,13 @@ def runs_kernel(tensor: torch.Tensor) -> bool:
 _HOPPER: Final = 9
 
 
-class _Early:
-    """Whether launches overlap at all; benches turn it off to see what it is worth."""
-
-    on = True
-
-
-@contextmanager
-def one_after_the_other() -> Iterator[None]:
-    """Within this block no kernel is launched early."""
-    before, _Early.on = _Early.on, False
-    try:
-        yield
-    finally:
-        _Early.on = before
-
-
 def launches_early(tensor: torch.Tensor) -> bool:
     """Whether a kernel for this tensor is launched while the one before it in the queue still runs (programmatic
     dependent launch, from sm_90 on), which saves the time in which the device would have set it up. Such a kernel calls
     `gdc_wait` before it touches what kernels of its step write or read; what the step found in place (weights, tiles)
     it may read before. Programs without work may end without waiting, as long as one of the launch waits: whoever comes
     after waits for that one. So of two neighbours one at least must be launched late, or have work in all programs."""
-    return tensor.is_cuda and _Early.on and _capability(tensor.device.index or 0) >= _HOPPER
+    return tensor.is_cuda and _capability(tensor.device.index or 0) >= _HOPPER
 
 
 @functools.cache
