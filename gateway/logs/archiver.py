@@ -118,18 +118,15 @@ class Archiver:
     async def _build(self, segment_id: str, path: Path) -> int:
         """Writes the Parquet of the logs that still have a row; returns their number."""
         num_rows = 0
-        parquet: ParquetBodies | None = None
+        parquet = ParquetBodies(path)
         try:
             async for records in self._records(segment_id):
                 kept = await self._with_rows(segment_id, records)
                 if kept:
-                    if parquet is None:
-                        parquet = await self._threads.run(ParquetBodies, path)
                     await self._threads.run(parquet.add, kept)
                     num_rows += len(kept)
         finally:
-            if parquet is not None:
-                await self._threads.run(parquet.close)
+            await self._threads.run(parquet.close)
         return num_rows
 
     async def _records(self, segment_id: str) -> AsyncIterator[list[tuple[int, LogRecord]]]:
@@ -164,12 +161,17 @@ class Archiver:
         return [(offset, record) for offset, record in records if offset in places]
 
     async def _chunks(self, path: Path) -> AsyncIterator[bytes]:
-        file = await self._threads.run(path.open, "rb")
-        try:
-            while chunk := await self._threads.run(file.read, _CHUNK_BYTES):
-                yield chunk
-        finally:
-            await self._threads.run(file.close)
+        position = 0
+        while chunk := await self._threads.run(_read_at, path, position):
+            position += len(chunk)
+            yield chunk
+
+
+def _read_at(path: Path, position: int) -> bytes:
+    # Opened anew for each piece: a file held between them would be nobody's when the reader is cancelled or given up.
+    with path.open("rb", buffering=0) as file:
+        file.seek(position)
+        return file.read(_CHUNK_BYTES)
 
 
 def _decode(frames: Sequence[tuple[int, bytes]]) -> list[tuple[int, LogRecord]]:

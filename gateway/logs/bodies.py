@@ -49,13 +49,16 @@ def object_key(segment_id: str) -> str:
 
 
 class ParquetBodies:
-    """Writes one segment's Parquet to a local file, a row group per call of `add`."""
+    """Writes one segment's Parquet to a local file, a row group per call of `add`. No file before the first."""
 
     def __init__(self, path: Path) -> None:
-        self._writer: Any = pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_statistics=True)
+        self._path = path
+        self._writer: Any = None
 
     def add(self, records: Iterable[tuple[int, LogRecord]]) -> None:
         """Records with their offsets, in segment order, as one row group."""
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, _SCHEMA, compression="zstd", write_statistics=True)
         rows = list(records)
         values = [
             [record.id for _, record in rows],
@@ -70,8 +73,9 @@ class ParquetBodies:
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), row_group_size=max(1, len(rows)))
 
     def close(self) -> None:
-        """Writes the footer."""
-        self._writer.close()
+        """Writes the footer, if anything was added."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 class ObjectFile(io.RawIOBase):
