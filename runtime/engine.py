@@ -49,6 +49,7 @@ from runtime.sequence import Sequence, State
 from runtime.slots import SlotPool
 from runtime.waiting import QueueFull
 from storage.packed import Packed
+from storage.records import Struct
 from storage.tier_records import LoadTimes
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class EngineLimits:
     prefix_cache: bool = True
 
 
-class Output(NamedTuple):
+class Output(Struct, frozen=True, gc=False):
     """An output and the connection it belongs to."""
 
     owner: int

@@ -16,9 +16,10 @@ room, the account that runs most for its weight gives one sequence up, one a ste
 """
 
 import heapq
+import operator
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from runtime.batch import BASE_SLOT, PENDING, Row
 from runtime.blocks import BlockPool
@@ -28,8 +29,12 @@ from runtime.protocol import AdapterRef
 from runtime.running import Running
 from runtime.sequence import Sequence, State
 from runtime.waiting import WaitingQueue
+from storage.records import Struct
 
 LEAST_PROMPT_TOKENS: Final = 8
+# Asked of every row of every step.
+_PARTY: Final = operator.attrgetter("sequence.party")
+_PLACE: Final = operator.attrgetter("sequence.slot", "sequence.number")
 
 
 class Adapters(Protocol):
@@ -48,7 +53,7 @@ class Adapters(Protocol):
         ...
 
 
-class Scheduled(NamedTuple):
+class Scheduled(Struct, frozen=True, gc=False):
     """One sequence of a step, and how many of its tokens are computed."""
 
     sequence: Sequence
@@ -190,7 +195,7 @@ class Scheduler:
                 budget -= steps[-1].num_tokens
         if preemptions == self.num_preemptions:
             steps += self._admissions(budget, now)
-        return sorted(steps, key=lambda step: (step.sequence.slot, step.sequence.number))
+        return sorted(steps, key=_PLACE)
 
     def computed(self, step: Scheduled, token: int | None) -> None:
         """The step was executed; `token` is what was sampled, None unless `step.samples`."""
@@ -229,8 +234,7 @@ class Scheduler:
 
     def served(self, steps: Iterable[Scheduled]) -> None:
         """These sequences got a token each; their accounts and adapters are charged, once per step for speed."""
-        parties = Counter((step.sequence.account_id, step.sequence.digest, step.sequence.weight) for step in steps)
-        for (account_id, digest, weight), tokens in parties.items():
+        for (account_id, digest, weight), tokens in Counter(map(_PARTY, steps)).items():
             self._waiting.charge(account_id, digest, ANSWER_TOKEN_COST * tokens, weight)
 
     def adapter_arrived(self, digest: str, now: float) -> list[Sequence]:

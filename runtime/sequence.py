@@ -36,7 +36,7 @@ class Sequence:
     cached_tokens: of the prompt, found computed when it first started.
     constraint: what its grammar allows next; it has taken the answer's tokens, whatever was preempted.
     priority orders it among its account's own, lower first; weight is its account's share of the service.
-    digest: of its adapter; None for the base.
+    digest: of its adapter; None for the base. party: who is charged for its tokens (account, adapter, weight).
     seat: its age when somebody has to give way, num_yields: how often it has left in another's stead (`running.py`).
     Times are seconds of the engine's clock.
     """
@@ -64,6 +64,7 @@ class Sequence:
     constraint: Constraint | None = None
     seat: int = field(init=False)
     digest: str | None = field(init=False)
+    party: tuple[str, str | None, float] = field(init=False)
     num_yields: int = 0
     admitted_at: float | None = None
     adapter_ready_at: float | None = None
@@ -76,6 +77,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.seat = self.number
         self.digest = None if self.adapter is None else self.adapter.digest
+        self.party = (self.account_id, self.digest, self.weight)
 
     @classmethod
     def of(

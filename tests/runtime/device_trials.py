@@ -8,6 +8,7 @@ from runtime.batch import BASE_SLOT, PENDING, Batch, Row
 from runtime.device_runner import DeviceRunner
 from runtime.protocol import SamplingParams
 from tests.runtime.oracle import GREEDY, Job, prompts
+from tests.runtime.rows import changed
 
 DRAWN = SamplingParams(temperature=0.9, top_p=0.9, top_k=40)
 
@@ -51,9 +52,8 @@ def talk(
 def _row(job: Job, index: int, step: int, *, ahead: bool) -> Row:
     history = [*job.prompt, *job.answer, *([PENDING] if ahead and step else [])]
     job.computed = len(history) - 1 if step else 0
-    return job.next_row(index)._replace(
-        token_ids=history[job.computed :], start=job.computed, samples=True, history=history
-    )
+    row = job.next_row(index)
+    return changed(row, token_ids=history[job.computed :], start=job.computed, samples=True, history=history)
 
 
 def _hear(runner: DeviceRunner, jobs: Sequence[Job], order: Sequence[int], flight: object) -> None:

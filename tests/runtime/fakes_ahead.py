@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from runtime.batch import BASE_SLOT, PENDING, Batch, Row
 from storage.packed import Packed
 from tests.runtime.fakes import Cell, FakeRunner, next_token
+from tests.runtime.rows import changed
 
 
 @dataclass
@@ -72,7 +73,7 @@ class AheadRunner(FakeRunner):
         assert len(self.flights) - self.num_finished <= 1, "two steps are under way already"
         self.num_ahead += len(self.flights) > self.num_finished
         rows = tuple(
-            row._replace(token_ids=tuple(row.token_ids), block_table=tuple(row.block_table), history=tuple(row.history))
+            changed(row, token_ids=tuple(row.token_ids), block_table=tuple(row.block_table), history=tuple(row.history))
             for row in batch.rows
         )
         assert rows

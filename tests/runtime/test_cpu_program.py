@@ -16,6 +16,7 @@ from runtime.runner import TorchRunner
 from tests.runtime.bases import CONFIGS
 from tests.runtime.oracle import GREEDY, load_runner, make_base
 from tests.runtime.random_adapters import write_random_adapter
+from tests.runtime.rows import changed
 
 BLOCK_TOKENS = 8
 RANKS = {0: (0, 5), 1: (9, 16), 2: (40, 3)}  # slot -> (row offset, rank)
@@ -111,4 +112,4 @@ def test_a_slot_that_is_not_ready_is_refused_and_nothing_hangs(runners: Runners)
     row = Row(1, [5], 0, [0], 7, True, GREEDY, [5], 0, 0)
     with pytest.raises(RunnerMisused, match="slot 7"):
         program.logits(Batch((row,)))
-    assert program.logits(Batch((row._replace(slot=BASE_SLOT),))).shape == (1, program.vocab_size)
+    assert program.logits(Batch((changed(row, slot=BASE_SLOT),))).shape == (1, program.vocab_size)

@@ -37,6 +37,7 @@ from tests.runtime.oracle import (
     packed_adapter,
     prompts,
 )
+from tests.runtime.rows import changed
 
 # transformers warns of a name of its own that PEFT still uses.
 pytestmark = [
@@ -244,7 +245,7 @@ def test_a_step_ahead_of_the_host_gives_the_same_tokens(runner: DeviceRunner, pe
             history = [*job.prompt, *job.answer, PENDING]
             job.computed = len(history) - 1
             row = job.next_row(index)
-            rows.append(row._replace(token_ids=[PENDING], start=job.computed, samples=True, history=history))
+            rows.append(changed(row, token_ids=[PENDING], start=job.computed, samples=True, history=history))
         ahead = runner.launch(Batch(tuple(rows)))
         for job, token in zip(jobs, runner.finish(flight), strict=True):
             assert isinstance(token, int)
@@ -254,7 +255,7 @@ def test_a_step_ahead_of_the_host_gives_the_same_tokens(runner: DeviceRunner, pe
         assert isinstance(token, int)
         job.answer.append(token)
     assert [job.answer for job in jobs] == [job.answer for job in wanted]
-    stranger = rows[0]._replace(sequence_id=77)
+    stranger = changed(rows[0], sequence_id=77)
     with pytest.raises(RunnerMisused, match="77"):
         runner.launch(Batch((stranger,)))
 
@@ -265,7 +266,7 @@ def test_random_models_and_adapters_for_benches(tmp_path: Path) -> None:
     made = DeviceRunner.random(config, SIZES, device="cpu", dtype="float32", seed=3)
     made.put_random_adapter(2, 16, 8, seed=4)
     job = Job([5, 6, 7], blocks=[0])
-    base, adapted = made.logits(Batch((job.next_row(1),))), made.logits(Batch((job.next_row(1)._replace(slot=2),)))
+    base, adapted = made.logits(Batch((job.next_row(1),))), made.logits(Batch((changed(job.next_row(1), slot=2),)))
     assert torch.isfinite(adapted).all()
     assert not torch.allclose(base, adapted, atol=1e-3)
 
@@ -308,7 +309,7 @@ def test_a_warm_runner_captures_and_compiles_nothing_new(tmp_path: Path) -> None
             runner.put_random_adapter(slot, slot, 1, seed=slot)
         prompt, one, other = (Job([1] * size, slot=slot, blocks=[slot + 1]).next_row(slot + 2)
                               for size, slot in ((5, -1), (1, 0), (1, 1)))  # fmt: skip
-        for rows in ((prompt, one), (one, other), (one,), (prompt._replace(slot=0),)):
+        for rows in ((prompt, one), (one, other), (one,), (changed(prompt, slot=0),)):
             runner.execute(Batch(tuple(rows)))
         for slot in (0, 1):
             runner.release_slot(slot)

@@ -17,12 +17,13 @@ from runtime.runner import TorchRunner
 from runtime.stream import Stream
 from tests.runtime.fakes import FakeRunner, submit
 from tests.runtime.rig import Rig
+from tests.runtime.rows import changed
 
 torch.set_num_threads(1)
 
 
 def row(sampling: SamplingParams, **changes: Any) -> Row:
-    return Row(5, (0,), 0, (0,), BASE_SLOT, True, sampling, (0, 1), 1, 1)._replace(**changes)
+    return changed(Row(5, (0,), 0, (0,), BASE_SLOT, True, sampling, (0, 1), 1, 1), **changes)
 
 
 @pytest.fixture(scope="module")

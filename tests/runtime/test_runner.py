@@ -12,6 +12,7 @@ from runtime.errors import ConfigInvalid, ModelInvalid, RunnerMisused
 from runtime.protocol import SamplingParams
 from runtime.runner import TorchRunner
 from tests.runtime.oracle import GREEDY, Job, decode, load_runner, make_base, prompts
+from tests.runtime.rows import changed
 
 OPTIONS: dict[str, Any] = {
     "device": "cpu",
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def row(**changes: Any) -> Row:
     plain = Row(1, (3, 4, 5), 0, (2, 0), BASE_SLOT, True, GREEDY, (3, 4, 5), 3, 0)
-    return plain._replace(**changes)
+    return changed(plain, **changes)
 
 
 def test_it_says_what_it_holds(folder: Path) -> None:
