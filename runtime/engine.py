@@ -338,7 +338,7 @@ class Engine:
             if found is not None:
                 said.append((item, found))
         self._num_generated += len(said)
-        self._scheduler.served(item for item, _ in said)
+        self._scheduler.served([item for item, _ in said])
         for item, found in said:
             self._deliver(item.sequence, found, now)
         if broken:
@@ -411,7 +411,7 @@ class Engine:
         adapters = len({row.slot for row in rows} - {BASE_SLOT})
         accounts = len({item.sequence.account_id for item in plan})
         self._num_generated += len(tokens)
-        self._scheduler.served(item for item, row in zip(plan, rows, strict=True) if row.samples)
+        self._scheduler.served([item for item, row in zip(plan, rows, strict=True) if row.samples])
         sampled = iter(tokens)
         for item, row in zip(plan, rows, strict=True):
             item.sequence.joined(len(rows), adapters, accounts)
@@ -433,8 +433,8 @@ class Engine:
         if reason is not None:
             self._end(sequence, reason, failure, now, token_ids, scores)
         else:
-            output = SequenceOutput(sequence_id=sequence.sequence_id, token_ids=token_ids, scores=scores)
-            self._outputs.append(Output(sequence.owner, output))
+            said = SequenceOutput(sequence.sequence_id, token_ids, scores=scores)
+            self._outputs.append(Output(sequence.owner, said))
 
     def _end(
         self,

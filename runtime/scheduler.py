@@ -292,12 +292,13 @@ class Scheduler:
         return not self.num_running or needed <= self._blocks.num_free
 
     def _decodes(self) -> list[Scheduled]:
-        grown, block_tokens = [], self._blocks.block_tokens
+        grown, block_tokens, preemptions = [], self._blocks.block_tokens, self.num_preemptions
+        decode = State.DECODE  # looked up once: an enum's members are slow to find
         for sequence in list(self._running):
-            if sequence.state is not State.DECODE or sequence.all_launched:
+            if sequence.state is not decode or (sequence.num_pending and sequence.all_launched):
                 continue
             if len(sequence.block_table) * block_tokens >= len(sequence.tokens):
-                grown.append(sequence)
+                grown.append(Scheduled(sequence, 1))
                 continue
             while not self._blocks.grow(sequence.block_table, len(sequence.tokens)):
                 leaver = self._running.take_newest()
@@ -305,9 +306,10 @@ class Scheduler:
                 if leaver is sequence:
                     break
             else:
-                grown.append(sequence)
-        # One that had its block already may have given way to a later one.
-        return [Scheduled(sequence, 1) for sequence in grown if sequence.state is State.DECODE]
+                grown.append(Scheduled(sequence, 1))
+        if preemptions != self.num_preemptions:  # one that had its block already may have given way to a later one
+            grown = [step for step in grown if step.sequence.state is decode]
+        return grown
 
     def _admissions(self, budget: int, now: float) -> list[Scheduled]:
         steps: list[Scheduled] = []
