@@ -32,7 +32,11 @@ class Loads(Protocol):
     """The way to the loader. Every call returns at once; answers come to the engine later."""
 
     def start(self, adapter: AdapterRef) -> None:
-        """Bring it to host memory and lease it: `loaded` or `failed` follows."""
+        """Bring it to host memory and lease it: `loaded`, `failed` or, after `stop`, `stopped` follows."""
+        ...
+
+    def stop(self, digest: str) -> None:
+        """Nobody waits for it any more. If it was started `stopped` follows, or what was on its way already."""
         ...
 
     def warm(self, adapter: AdapterRef) -> None:

@@ -184,20 +184,24 @@ class Engine:
 
     def abort(self, owner: int, sequence_id: int) -> None:
         """Ends a sequence without output; unknown ids are ignored."""
-        sequence = self._live.pop((owner, sequence_id), None)
-        if sequence is not None:
-            self._scheduler.finish(sequence)
-        self._outputs = [
-            item for item in self._outputs if (item.owner, item.output.sequence_id) != (owner, sequence_id)
-        ]
+        key = (owner, sequence_id)
+        if (sequence := self._live.pop(key, None)) is not None:
+            self._leave(sequence)
+        self._outputs = [item for item in self._outputs if (item.owner, item.output.sequence_id) != key]
 
     def abort_owner(self, owner: int) -> int:
         """Ends every sequence of a connection that closed; returns how many there were."""
         mine = [key for key in self._live if key[0] == owner]
         for key in mine:
-            self._scheduler.finish(self._live.pop(key))
+            self._leave(self._live.pop(key))
         self._outputs = [item for item in self._outputs if item.owner != owner]
         return len(mine)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Its caller has gone. (One whose deadline has passed is asked again, and finds what it waited for.)"""
+        self._scheduler.finish(sequence)
+        if sequence.digest is not None and not self._scheduler.has_adapter(sequence.digest):
+            self._residency.abandoned(sequence.digest)
 
     def adapter_loaded(self, digest: str, packed: Packed, way: Way) -> None:
         """The loader's answer to `Loads.start`: the bytes are leased to the engine."""
@@ -209,6 +213,10 @@ class Engine:
         """The loader's other answer to `Loads.start`."""
         self._residency.failed(digest, failure)
         self._fail_waiting(digest, failure)
+
+    def adapter_stopped(self, digest: str) -> None:
+        """The loader's answer to `Loads.stop`."""
+        self._residency.stopped(digest)
 
     def adapter_warmed(self, digest: str, way: Way) -> None:
         """The loader's answer to `Loads.warm`."""

@@ -2,9 +2,10 @@
 
     engine thread --(call_soon_threadsafe)--> queue > worker: tiers.fetch > parse (thread) > deliver --> engine thread
 
-A start ends with `LoadArrived`, whose bytes stay leased until `release`, or with `LoadFailed`; a warm-up fetches and
-lets go at once. The queue of starts is bounded by the engine's leases; warm-ups beyond `max_warm` are dropped and
-counted, since they only save time. Storage's errors become failures here and nowhere else.
+A start ends with `LoadArrived`, whose bytes stay leased until `release`, with `LoadFailed` or, once nobody waits for it
+any more, with `LoadStopped`; a warm-up fetches and lets go at once. The queue of starts is bounded by the engine's
+leases; warm-ups beyond `max_warm` are dropped and counted, since they only save time. Storage's errors become failures
+here and nowhere else.
 """
 
 import asyncio
@@ -85,6 +86,13 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadStopped:
+    """It is not brought any more, because nobody waits for it."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoadWarmed:
     """The adapter is in the memory tier, without a lease."""
 
@@ -92,7 +100,7 @@ class LoadWarmed:
     way: Way
 
 
-LoadResult = LoadArrived | LoadFailed | LoadWarmed
+LoadResult = LoadArrived | LoadFailed | LoadStopped | LoadWarmed
 
 
 class AdapterLoader:
@@ -111,7 +119,9 @@ class AdapterLoader:
         """`refill`: from the start on, memory is filled in the background with what was used last."""
         self._tiers, self._deliver, self._refill = tiers, deliver, refill
         self._num_workers, self._num_warmers, self._max_warm = num_workers, num_warmers, max_warm
-        self._starts: deque[AdapterRef | str] = deque()
+        self._starts: deque[AdapterRef | LoadStopped | str] = deque()
+        self._fetches: dict[str, asyncio.Timeout] = {}  # of starts
+        self._warming: dict[str, asyncio.Timeout] = {}  # of warm-ups for a request
         self._warm: dict[str, tuple[AdapterRef, bool]] = {}
         self._work = asyncio.Semaphore(0)
         self._warm_work = asyncio.Semaphore(0)
@@ -140,6 +150,17 @@ class AdapterLoader:
         self._starts.append(adapter)
         self._work.release()
 
+    def stop(self, digest: str) -> None:
+        """See `adapter.Loads.stop`."""
+        if self._warm.get(digest, (None, False))[1]:
+            del self._warm[digest]
+        for fetches in (self._fetches, self._warming):
+            if (limit := fetches.pop(digest, None)) is not None:
+                limit.reschedule(0)  # over, as from now
+        for place, work in enumerate(self._starts):
+            if isinstance(work, AdapterRef) and work.digest == digest:
+                self._starts[place] = LoadStopped(digest)
+
     def forget(self, digest: str) -> None:
         """See `adapter.Loads.forget`."""
         self._starts.append(digest)
@@ -147,7 +168,10 @@ class AdapterLoader:
 
     def warm(self, adapter: AdapterRef, *, soon: bool = True) -> None:
         """See `adapter.Loads.warm`. `soon`: a request for it is on its way; else somebody wishes it to be there."""
-        if adapter.digest in self._warm:
+        if (queued := self._warm.get(adapter.digest)) is not None:
+            self._warm[adapter.digest] = adapter, soon and queued[1]
+            return
+        if soon and adapter.digest in self._warming:
             return
         if len(self._warm) >= self._max_warm:
             self.num_dropped += 1
@@ -168,32 +192,38 @@ class AdapterLoader:
         while True:
             await self._work.acquire()
             work = self._starts.popleft()
-            if isinstance(work, str):
-                await self._drop(work)
-            else:
-                self._deliver(await self._load(work))
+            match work:
+                case str():
+                    await self._drop(work)
+                case LoadStopped():
+                    self._deliver(work)
+                case _:
+                    self._deliver(await self._load(work))
 
     async def _serve_warmups(self) -> None:
         while True:
             await self._warm_work.acquire()
+            if not self._warm:
+                continue  # stopped meanwhile
             adapter, soon = next(iter(self._warm.values()))
             del self._warm[adapter.digest]
             try:
-                # Only whoever brings a new object says so: every other wish would undo what is known to be missing.
-                purpose: Purpose = "soon" if soon else "wish"
-                with await self._tiers.fetch(
-                    adapter.digest, adapter.object_key, adapter.size_bytes, purpose, anew=not soon
-                ) as fetched:
-                    way = _way(fetched)
+                # A wish is its own reason: it goes on whoever leaves.
+                fetched = await self._fetch(adapter, "soon" if soon else "wish", self._warming if soon else {})
             except (StorageError, ValueError) as error:
                 # Whoever really needs the adapter gets the failure from a start.
                 logger.info("adapter %s was not warmed: %s", adapter.digest, error)
-            else:
+                continue
+            if fetched is not None:
+                with fetched:
+                    way = _way(fetched)
                 self._deliver(LoadWarmed(adapter.digest, way))
 
     async def _load(self, adapter: AdapterRef) -> LoadResult:
         try:
-            fetched = await self._tiers.fetch(adapter.digest, adapter.object_key, adapter.size_bytes)
+            fetched = await self._fetch(adapter, "request", self._fetches)
+            if fetched is None:
+                return LoadStopped(adapter.digest)
             try:
                 packed = await asyncio.to_thread(read_packed, fetched.data)
             except BaseException:
@@ -204,6 +234,27 @@ class AdapterLoader:
             return LoadFailed(adapter.digest, _failure(error))
         self._leases[adapter.digest] = fetched
         return LoadArrived(adapter.digest, packed, _way(fetched))
+
+    async def _fetch(
+        self, adapter: AdapterRef, purpose: Purpose, stoppable: dict[str, asyncio.Timeout]
+    ) -> Fetched | None:
+        """None when it was stopped. Raises what the tiers raise."""
+        # Only whoever brings a new object says so: every other wish would undo what is known to be missing.
+        anew = purpose == "wish"
+        try:
+            async with asyncio.timeout(None) as limit:
+                stoppable[adapter.digest] = limit
+                try:
+                    return await self._tiers.fetch(
+                        adapter.digest, adapter.object_key, adapter.size_bytes, purpose, anew=anew
+                    )
+                finally:
+                    if stoppable.get(adapter.digest) is limit:
+                        del stoppable[adapter.digest]
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return None
 
     async def _serve_pins(self) -> None:
         while True:
@@ -246,6 +297,10 @@ class ThreadLoads:
     def start(self, adapter: AdapterRef) -> None:
         """See `adapter.Loads.start`."""
         self._loop.call_soon_threadsafe(self._loader.start, adapter)
+
+    def stop(self, digest: str) -> None:
+        """See `adapter.Loads.stop`."""
+        self._loop.call_soon_threadsafe(self._loader.stop, digest)
 
     def warm(self, adapter: AdapterRef) -> None:
         """See `adapter.Loads.warm`."""

@@ -129,6 +129,21 @@ class Residency:
         if adapter.forgotten:
             self._loads.forget(digest)
 
+    def abandoned(self, digest: str) -> None:
+        """The last one who waited for this adapter has gone away: a download goes on for nobody."""
+        adapter = self._adapters.get(digest)
+        if adapter is None and self._warm.get(digest, Way()) is None:
+            del self._warm[digest]
+            self._loads.stop(digest)
+        elif adapter is not None and adapter.state is AdapterState.FETCHING:
+            self._loads.stop(digest)
+
+    def stopped(self, digest: str) -> None:
+        """The loader has stopped bringing it; whoever wants it by now has it started anew."""
+        adapter = self._adapters.pop(digest)
+        if adapter.forgotten:
+            self._loads.forget(digest)
+
     def warmed(self, digest: str, way: Way) -> None:
         """The bytes are in the memory tier, without a lease."""
         self._note_warm(digest, way)

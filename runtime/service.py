@@ -33,7 +33,7 @@ from runtime.errors import DuplicateId, EngineStopped
 from runtime.framing import read_frame
 from runtime.grammars.cache import GrammarCache
 from runtime.grammars.constraint import Constraint
-from runtime.loader import AdapterLoader, AdapterTiers, LoadArrived, LoadFailed, LoadResult, ThreadLoads
+from runtime.loader import AdapterLoader, AdapterTiers, LoadArrived, LoadFailed, LoadResult, LoadStopped, ThreadLoads
 from runtime.protocol import (
     PROTOCOL_VERSION,
     Abort,
@@ -369,6 +369,8 @@ class RuntimeService:
                     engine.adapter_loaded(digest, packed, way)
                 case LoadFailed(digest, failure):
                     engine.adapter_failed(digest, failure)
+                case LoadStopped(digest):
+                    engine.adapter_stopped(digest)
                 case _:
                     engine.adapter_warmed(result.digest, result.way)
 

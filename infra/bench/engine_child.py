@@ -84,6 +84,9 @@ class Adapters:
         packed = self._packed[adapter.digest]
         self.post(lambda engine: engine.adapter_loaded(adapter.digest, packed, Way()))
 
+    def stop(self, digest: str) -> None:
+        """It comes at once."""
+
     def warm(self, adapter: AdapterRef) -> None:
         """Nothing is faster than what is here."""
 

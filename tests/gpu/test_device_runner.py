@@ -185,6 +185,9 @@ class _Loads:
     def start(self, adapter: AdapterRef) -> None:
         self.asked.append(adapter)
 
+    def stop(self, digest: str) -> None:
+        pass
+
     def warm(self, adapter: AdapterRef) -> None:
         pass
 

@@ -85,6 +85,9 @@ class AtOnce:
     def start(self, adapter: AdapterRef) -> None:
         self.asked.append(adapter)
 
+    def stop(self, digest: str) -> None:
+        """Nothing is on its way."""
+
     def warm(self, adapter: AdapterRef) -> None:
         """Everything is in memory."""
 

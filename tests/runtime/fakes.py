@@ -188,6 +188,7 @@ class FakeLoads:
     """Remembers what was asked; the test answers when it likes."""
 
     started: dict[str, AdapterRef] = field(default_factory=dict)
+    stopping: list[str] = field(default_factory=list)
     warming: dict[str, AdapterRef] = field(default_factory=dict)
     leased: set[str] = field(default_factory=set)
     forgotten: list[str] = field(default_factory=list)
@@ -196,6 +197,9 @@ class FakeLoads:
         assert adapter.digest not in self.started, "two loads of one adapter"
         assert adapter.digest not in self.leased
         self.started[adapter.digest] = adapter
+
+    def stop(self, digest: str) -> None:
+        self.stopping.append(digest)
 
     def warm(self, adapter: AdapterRef) -> None:
         self.warming[adapter.digest] = adapter

@@ -54,6 +54,12 @@ class Rig:
         del self.loads.started[name]
         self.engine.adapter_failed(name, failure)
 
+    def stop_load(self, name: str) -> None:
+        """The loader does as it was told."""
+        self.loads.stopping.remove(name)
+        del self.loads.started[name]
+        self.engine.adapter_stopped(name)
+
     def run(self, steps: int = 1000) -> None:
         """Steps until nothing is left to do, answering every load at once."""
         for _ in range(steps):

@@ -21,7 +21,7 @@ from runtime.engine import Engine, EngineLimits
 from runtime.listen import bind
 from runtime.protocol import AdapterRef, SamplingParams, SequenceOutput, Stats
 from runtime.service import RuntimeService
-from storage.objects.base import single
+from storage.objects.base import ObjectStore, single
 from storage.objects.local import LocalObjects
 from storage.packed import LoraMatrices, Packed, write_packed
 from storage.tiers import Tiers
@@ -114,9 +114,10 @@ async def serving(
     limits: dict[str, Any] | None = None,
     tcp: bool = False,
     tier_options: dict[str, Any] | None = None,
+    tier_objects: ObjectStore | None = None,
     **options: Any,
 ) -> AsyncIterator[Serving]:
-    """Starts a service and stops it at the end."""
+    """Starts a service and stops it at the end. `tier_objects`: where adapters come from, if not from the folder."""
     runner = GatedRunner(num_blocks=256, num_rows=64)
     runner.gate.set()
     engine_limits = EngineLimits(256, runner.block_tokens, 64, **(limits or {}))
@@ -125,7 +126,8 @@ async def serving(
         return Engine(runner, MODEL, engine_limits, loads, time.monotonic)
 
     objects = LocalObjects(folder / "objects")
-    tiers = Tiers(objects, folder / "tier", **{"memory_bytes": 2**20, "disk_bytes": 2**20, **(tier_options or {})})
+    budgets = {"memory_bytes": 2**20, "disk_bytes": 2**20, **(tier_options or {})}
+    tiers = Tiers(tier_objects or objects, folder / "tier", **budgets)
     await tiers.open()
     options = {"token": TOKEN, "drain_s": 5.0, **options}
     service = RuntimeService(make_engine, time.monotonic, MODEL, tiers, **options)

@@ -64,6 +64,11 @@ class EngineMachine(RuleBasedStateMachine):
     def load_fails(self, which: int) -> None:
         self.world.load_fails(which)
 
+    @precondition(lambda self: bool(set(self.world.rig.loads.stopping) & set(self.world.rig.loads.started)))
+    @rule(which=st.integers(0, 10))
+    def load_stops(self, which: int) -> None:
+        self.world.load_stops(which)
+
     @rule(adapter=st.sampled_from(list(ADAPTERS)))
     def forget(self, adapter: str) -> None:
         self.world.forget(adapter)
@@ -95,8 +100,8 @@ TestEngineMachine = EngineMachine.TestCase
 def live(world: World, draw: random.Random, events: int) -> None:
     """Mostly arrivals, loads and steps; now and then a misfortune."""
     for _ in range(events):
-        match draw.choices(["arrive", "load", "step", "fail", "abort", "break", "overflow", "forget", "close"],
-                           [30, 25, 40, 2, 3, 1, 1, 2, 0.5])[0]:  # fmt: skip
+        match draw.choices(["arrive", "load", "step", "fail", "abort", "break", "overflow", "forget", "close",
+                            "stop"], [30, 25, 40, 2, 3, 1, 1, 2, 0.5, 3])[0]:  # fmt: skip
             case "arrive":
                 world.arrive(
                     draw.choice(OWNERS),
@@ -111,6 +116,8 @@ def live(world: World, draw: random.Random, events: int) -> None:
                 )
             case "load" if world.rig.loads.started:
                 world.load_arrives(draw.randint(0, 10))
+            case "stop" if set(world.rig.loads.stopping) & set(world.rig.loads.started):
+                world.load_stops(draw.randint(0, 10))
             case "fail" if world.rig.loads.started:
                 world.load_fails(draw.randint(0, 10))
             case "step":

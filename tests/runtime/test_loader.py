@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from runtime.loader import AdapterLoader, LoadArrived, LoadFailed, LoadResult, LoadWarmed
+from runtime.loader import AdapterLoader, LoadArrived, LoadFailed, LoadResult, LoadStopped, LoadWarmed
 from runtime.protocol import AdapterRef
 from storage.errors import (
     ObjectCorrupt,
@@ -197,6 +197,56 @@ async def test_loads_at_once_are_bounded() -> None:
         for _ in range(8):
             await rig.next()
         assert rig.tiers.most_at_once == 2
+
+
+async def test_what_is_stopped_ends_at_once_wherever_it_is() -> None:
+    async with loading(num_workers=1) as rig:
+        rig.tiers.gate.clear()
+        for name in ("under way", "queued", "wanted"):
+            rig.loader.start(ref(name))
+        while not rig.tiers.at_once:
+            await asyncio.sleep(0)
+        rig.loader.stop("nobody's")
+        rig.loader.stop("queued")
+        rig.loader.stop("under way")
+        rig.loader.stop("under way")
+        assert [await rig.next() for _ in range(2)] == [LoadStopped("under way"), LoadStopped("queued")]
+        while not rig.tiers.at_once:
+            await asyncio.sleep(0)
+        rig.tiers.gate.set()
+        assert (await rig.next()).digest == "wanted"
+        rig.loader.start(ref("queued"))
+        assert isinstance(await rig.next(), LoadFailed), "and may be started again"
+        assert len(rig.tiers.held) == 2
+
+
+async def test_warm_ups_for_a_request_stop_with_it_and_wishes_do_not() -> None:
+    async with loading(num_warmers=1) as rig:
+        rig.tiers.gate.clear()
+        for name in ("under way", "queued", "both", "wish"):
+            rig.loader.warm(ref(name), soon=name != "wish")
+        rig.loader.warm(ref("both"), soon=False)
+        while not rig.tiers.at_once:
+            await asyncio.sleep(0)
+        for name in ("under way", "queued", "both", "wish"):
+            rig.loader.stop(name)
+        rig.tiers.gate.set()
+        results = [await rig.next() for _ in range(2)]
+        assert [(type(each), each.digest) for each in results] == [(LoadWarmed, "both"), (LoadWarmed, "wish")]
+        rig.loader.warm(ref("queued"))
+        assert (await rig.next()).digest == "queued", "and may be asked for again"
+        assert [held.released for held in rig.tiers.held] == [1, 1, 1]
+
+
+async def test_a_stop_that_comes_too_late_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.loader.read_packed", lambda data: "parsed")
+    async with loading() as rig:
+        rig.loader.start(ref("x"))
+        assert isinstance(await rig.next(), LoadArrived)
+        rig.loader.stop("x")
+        rig.loader.start(ref("y"))
+        assert isinstance(await rig.next(), LoadArrived)
+        assert [held.released for held in rig.tiers.held] == [0, 0]
 
 
 async def test_forget_reaches_the_tiers_and_survives_their_failure() -> None:

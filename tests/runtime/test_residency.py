@@ -182,6 +182,55 @@ def test_an_unwanted_load_gives_its_lease_back() -> None:
     assert [status.resident for status in rig.statuses] == ["memory"]
 
 
+def test_the_last_one_who_leaves_stops_the_load_and_a_deadline_does_not() -> None:
+    rig = Rig()
+    for number in (1, 2):
+        rig.submit(submit(number, adapter=ref("x")))
+    rig.submit(submit(3, adapter=ref("late"), timeout_s=0.5))
+    rig.engine.abort(1, 1)
+    rig.step(1.0)
+    rig.step()
+    assert rig.last(3).failure is not None
+    assert rig.loads.stopping == [], "one waits for x, and whoever asked for the other will ask again"
+    rig.engine.abort_owner(1)
+    assert rig.loads.stopping == ["x"]
+    rig.submit(submit(4, adapter=ref("x")))
+    rig.stop_load("x")
+    assert set(rig.loads.started) == {"late"}
+    rig.step()
+    assert set(rig.loads.started) == {"late", "x"}, "for the one who has come meanwhile"
+    rig.run()
+    assert rig.tokens(4) == answer(submit(4, adapter=ref("x")))
+
+
+def test_the_last_one_who_leaves_stops_a_warm_up() -> None:
+    rig = Rig(max_leases=1)
+    for number, name in ((1, "x"), (2, "y"), (3, "y")):
+        rig.submit(submit(number, adapter=ref(name)))
+    assert set(rig.loads.warming) == {"y"}
+    rig.engine.abort(1, 2)
+    assert rig.loads.stopping == []
+    rig.engine.abort(1, 3)
+    assert rig.loads.stopping == ["y"]
+    del rig.loads.warming["y"]
+    rig.submit(submit(4, adapter=ref("y")))
+    assert set(rig.loads.warming) == {"y"}, "and the next one has it warmed again"
+    rig.engine.adapter_warmed("y", WAY)
+    rig.engine.abort(1, 4)
+    assert rig.loads.stopping == ["y"], "what has come needs no stop"
+
+
+def test_what_was_deleted_while_it_loaded_for_nobody_is_forgotten() -> None:
+    rig = Rig(max_leases=1)
+    rig.submit(submit(1, adapter=ref("x")))
+    rig.engine.abort(1, 1)
+    rig.engine.forget_adapter("x")
+    rig.stop_load("x")
+    assert rig.loads.forgotten == ["x"]
+    rig.submit(submit(2, adapter=ref("y")))
+    assert set(rig.loads.started) == {"y"}, "its lease is free again"
+
+
 def test_a_larger_rank_in_the_file_than_promised_is_refused_when_the_pool_is_too_small() -> None:
     rig = Rig(rows=16)
     rig.submit(submit(1, adapter=ref("x", rank=8)))

@@ -85,6 +85,10 @@ class World:
         started = list(self.rig.loads.started)
         self.rig.fail_load(started[which % len(started)], Failure("adapter_missing", "gone"))
 
+    def load_stops(self, which: int) -> None:
+        stopping = [name for name in self.rig.loads.stopping if name in self.rig.loads.started]
+        self.rig.stop_load(stopping[which % len(stopping)])
+
     def forget(self, adapter: str) -> None:
         self.rig.engine.forget_adapter(adapter)
 

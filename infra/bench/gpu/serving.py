@@ -76,6 +76,9 @@ class HostAdapters:
         """See `Loads`."""
         self._due.append(adapter.digest)
 
+    def stop(self, digest: str) -> None:
+        """It comes at once."""
+
     def warm(self, adapter: AdapterRef) -> None:
         """It is in host memory."""
 
