@@ -1,6 +1,6 @@
 """One file on its way into a finetune: receive, check, store. `Finetunes` holds the locks and calls the three in order.
 
-Shape: `receive` spools the body; `prepare` checks the file alone, then together with the other one if that is there,
+Shape: `receive` spools the body; `prepare` checks the file alone, or together with the other one if that is there,
 and packs; `store` writes objects, then the rows that make them visible. A file that breaks a rule marks the finetune
 as failed with its reasons and raises them; nothing of it is stored.
 """
@@ -102,9 +102,10 @@ class Upload:
         stored = version.file(other_name)
         packed_path = scratch.folder / "packed"
         try:
-            await finish(asyncio.to_thread(self._check_alone, asset))
             if stored is None:
+                await finish(asyncio.to_thread(self._check_alone, asset))
                 return Prepared(asset, None, packed_path)
+            # Together even where this one breaks rules of its own: what is wrong is told at once.
             other = await self._fetch(stored, scratch)
             config, weights = (asset.file, other) if asset.file_name == CONFIG_FILE else (other, asset.file)
             work = asyncio.to_thread(self._check_and_pack, config.path, weights.path, packed_path)

@@ -68,6 +68,26 @@ async def test_all_reasons_are_named_at_once(plane: Plane, tenant: Tenant) -> No
     assert detail["missing"] == [CONFIG_FILE, WEIGHTS_FILE]
 
 
+@pytest.mark.parametrize("order", [(WEIGHTS_FILE, CONFIG_FILE), (CONFIG_FILE, WEIGHTS_FILE)])
+async def test_the_second_file_is_told_what_is_wrong_with_both(
+    plane: Plane, tenant: Tenant, order: tuple[str, str]
+) -> None:
+    finetune = await plane.create(tenant, "x")
+    bad = tiny.tensors(rank=3) | {"base_model.model.lm_head.weight": np.zeros(3, "float32")}
+    config = tiny.config() if order[0] == CONFIG_FILE else tiny.config(use_dora=True, bias="all")
+    files = {CONFIG_FILE: config, WEIGHTS_FILE: tiny.weights(bad)}
+    assert (await plane.upload(tenant, finetune, order[0], files[order[0]])).status_code == 200
+    reply = await plane.upload(tenant, finetune, order[1], files[order[1]])
+    reasons = reply.json()["errors"][0]["meta"]["reasons"]
+    expected = ["output layer", "has shape", *(["use_dora", "bias must be"] if order[1] == CONFIG_FILE else [])]
+    assert all(any(why in reason for reason in reasons) for why in expected), reasons
+    found = await plane.finetunes.get(tenant.id, finetune)
+    assert (found.status, found.reasons, found.missing) == ("failed", tuple(reasons), (order[1],))
+    assert (await plane.upload(tenant, finetune, WEIGHTS_FILE, tiny.weights())).status_code == 200
+    assert (await plane.upload(tenant, finetune, CONFIG_FILE, tiny.config())).status_code == 200
+    assert (await plane.finetunes.get(tenant.id, finetune)).status == "ready"
+
+
 async def test_an_earlier_file_may_be_replaced_and_leaves_no_object(plane: Plane, tenant: Tenant) -> None:
     finetune = await plane.create(tenant, "x")
     await plane.upload(tenant, finetune, CONFIG_FILE, tiny.config())
