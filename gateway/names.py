@@ -15,11 +15,21 @@ MAX_NAME_CHARS: Final = 128
 # Controls, format characters (zero width, bidi), surrogates, private use, unassigned, line and paragraph separators.
 _REFUSED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
-# Cyrillic, Greek and Armenian letters, then dashes, each above what it is drawn like; case-folded.
-_DRAWN_ALIKE: Final = str.maketrans(
-    "авекмнорстухѕіјԁһӏԛԝьαβεζηικμνορτυχγօսոհցıɑɡ‐‒–—−⁃",
-    "abekmhopctyxsijdhlqwbabeznikmvoptuxyounhgiag------",
-)
+# Letters of other alphabets beside what each is drawn like; as they are after case folding.
+_DRAWN_ALIKE: Final = {
+    ord(letter): plain
+    for letters, drawn in (
+        ("авекмнорстухѕіјԁһӏԛԝьѵүҽҫԍѡ", "abekmhopctyxsijdhlqwbvyecgw"),  # Cyrillic
+        ("αβεζηικμνορτυχγσωϳ", "abeznikmvoptuxyowj"),  # Greek
+        ("օսոհցıɑɡ", "ounhgiag"),  # Armenian, Latin
+        ("ᴀʙᴄᴅᴇɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdeghijklmnoprstuvwyz"),  # Latin, small capitals
+        ("ⲃⲉⲏⲓⲕⲙⲛⲟⲣⲥⲧⲩⲭⲍ", "behikmnopctyxz"),  # Coptic
+        ("ᎠᎡᎢᎥᎪᎫᎬᎳᎷᎻᏀᏃᏎᏒᏕᏙᏚᏞᏟᏢᏦᏴᏧᏏᎩ", "drtiajewmhgz4rsvslcpkbdby"),  # Cherokee
+        ("ꓐꓑꓓꓔꓖꓗꓙꓚꓜꓝꓟꓠꓡꓢꓣꓦꓧꓪꓫꓬꓮꓰꓲꓳꓴ", "bpdtgkjczfmnlsrvhwxyaeiou"),  # Lisu
+        ("‐‒–—−⁃‘’ʼ′", "------''''"),  # dashes, apostrophes
+    )
+    for letter, plain in zip(letters, drawn, strict=True)
+}
 
 
 def checked_name(text: object, what: str, param: str = "name") -> str:

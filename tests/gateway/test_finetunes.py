@@ -125,6 +125,10 @@ async def test_names_that_look_alike_count_as_one(plane: Plane, tenant: Tenant) 
         "SUPPORT\u2013T\u041eNE",
         "\u0455upport-ton\u0435",
         "supp\u03bfrt\u2212tone",
+        "\ua4e2upport-tone",
+        "suppo\u13a1t-tone",
+        "support-\u1d1bone",
+        "supp\u2c9frt-tone",
     ):
         with pytest.raises(BadInput, match="exists already"):
             await plane.finetunes.create(tenant.id, MODEL, same)
