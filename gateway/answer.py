@@ -28,6 +28,8 @@ from gateway.departure import Departure
 from gateway.errors import InternalError, LorikeetError, RequestTimeout, StorageUnavailable
 from gateway.exchange import CLIENT_ABORT_STATUS, Exchange
 from gateway.messages import ChatRequest, Chunk, Identity, Usage
+from gateway.open_body import SCOPE_KEY as BODY_KEY
+from gateway.open_body import OpenBody
 from gateway.services import Services
 from gateway.wire import sse
 from gateway.wire.envelope import as_lorikeet_error, error_headers
@@ -63,6 +65,7 @@ class Answer(Response):
         self._services = services
         self._parse = parse
         self._reply = reply
+        self._body: OpenBody | None = request.scope.get(BODY_KEY)
         self._sent: list[bytes] = []
         self._choices = Choices()
 
@@ -96,9 +99,11 @@ class Answer(Response):
         except Exception:
             logger.exception("log %s: the inference failed", self._exchange.log_id)
             error = InternalError("Internal error; give the operator the cf-aig-log-id of this answer")
-        if self._sent:
+        if self._sent and error is None:
+            await self._end_stream(last, None, send)
+        elif self._sent:
             with contextlib.suppress(TimeoutError):  # an answer without an end: the server closes the connection
-                async with asyncio.timeout(None if error is None else _LAST_WORDS_S):
+                async with asyncio.timeout(_LAST_WORDS_S):
                     await self._end_stream(last, error, send)
         else:
             await self._send_whole(last, error, send)
@@ -138,7 +143,7 @@ class Answer(Response):
             await send(self._start(200, sse.CONTENT_TYPE, [(b"x-accel-buffering", b"no")]))
         piece = self._reply.piece(chunk)
         self._sent.append(piece)
-        if piece:
+        if piece and (self._body is None or not self._body.write(piece)):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def _end_stream(self, last: Chunk | None, error: LorikeetError | None, send: Send) -> None:

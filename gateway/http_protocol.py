@@ -23,6 +23,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from gateway.departure import SCOPE_KEY, Departure
 from gateway.errors import BadInput, LorikeetError, RequestTimeout, RequestTooLarge
 from gateway.joined_head import JoinedHead
+from gateway.open_body import SCOPE_KEY as BODY_KEY
+from gateway.open_body import OpenBody
 from gateway.open_files import max_connections
 from gateway.wire.envelope import error_body
 
@@ -178,7 +180,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
         self._running = cycle
-        cycle.scope[SCOPE_KEY] = Departure()  # type: ignore[typeddict-unknown-key]  # scopes may hold what servers add
+        scope: Any = cycle.scope  # which may hold what servers add
+        scope[SCOPE_KEY], scope[BODY_KEY] = Departure(), OpenBody(cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:

@@ -48,13 +48,18 @@ class Pipeline:
             adapter = await self._finetunes.resolve(identity, model, request.lora, log_id, session)
         return ResolvedRequest(request, identity, model.name, adapter, log_id)
 
-    async def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
+    def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
         """The answer in pieces; the last has finish_reason and usage. Raises what `Backend.generate` raises, and
         FinetuneNotFound when the adapter was deleted since it was resolved.
         """
         backend = self._backends.get(request.model)
         if backend is None:
             raise RuntimeUnavailable(f"no runtime serves {request.model} at the moment", retry_after_s=5)
+        if request.adapter is None and not self._telemetry.in_trace():
+            return backend.generate(request)  # nothing to hold or to tell: each generator costs every chunk
+        return self._accompanied(backend, request)
+
+    async def _accompanied(self, backend: Backend, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
         using = self._finetunes.uses.hold(request.adapter, request.log_id) if request.adapter else nullcontext()
         with using, self._telemetry.inference_span(request) as span:
             if (traceparent := span.traceparent) is not None:

@@ -109,9 +109,11 @@ class Telemetry:
 
     def inference_span(self, request: ResolvedRequest) -> "InferenceSpan | NoSpan":
         """The span of one answer by one backend. Use as a context."""
-        if not self.enabled and not trace.get_current_span().get_span_context().is_valid:
-            return _NO_SPAN
-        return InferenceSpan(self._tracer, request)
+        return InferenceSpan(self._tracer, request) if self.in_trace() else _NO_SPAN
+
+    def in_trace(self) -> bool:
+        """Whether there is anything to record, or a caller's trace to pass on."""
+        return self.enabled or trace.get_current_span().get_span_context().is_valid
 
 
 def current_trace_id() -> str | None:

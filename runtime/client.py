@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -161,7 +161,7 @@ class RuntimeClient:
             raise RuntimeLost(f"no runtime within {timeout_s:g} s: {self._problem}") from error
         return self.model
 
-    async def submit(
+    def submit(
         self,
         *,
         account_id: str,
@@ -174,18 +174,14 @@ class RuntimeClient:
         priority: int = 0,
         weight: float = 1.0,
         only_if_free: bool = False,
-    ) -> AsyncGenerator[SequenceOutput, None]:
-        """Runs one sequence; yields its outputs, the last one with `finish_reason`. Raises RuntimeLost.
+    ) -> "Running":
+        """Runs one sequence from when its first output is asked for: outputs, the last one with `finish_reason`.
 
-        Close the generator (`contextlib.aclosing`) when the caller goes away: that aborts the sequence. Outputs that
-        nobody has taken yet are merged into one.
+        Close it (`contextlib.aclosing`) when the caller goes away: that aborts the sequence. Outputs that nobody has
+        taken yet are merged into one. Taking them raises RuntimeLost.
         """
-        writer = self._connected()
-        if adapter is not None:
-            self._forgotten.pop(adapter.digest, None)  # the same weights were uploaded again
-        sequence_id = next(self._ids)
         request = Submit(
-            sequence_id=sequence_id,
+            sequence_id=next(self._ids),
             account_id=account_id,
             token_ids=tuple(token_ids),
             sampling=sampling,
@@ -197,22 +193,31 @@ class RuntimeClient:
             weight=weight,
             only_if_free=only_if_free,
         )
+        return Running(self, request)
+
+    async def begin(self, request: Submit) -> Stream:
+        """For `Running`: sends it and opens its stream; what is not worth sending fails in there."""
+        writer, stream = self._connected(), Stream(self._beat)
+        if request.adapter is not None:
+            self._forgotten.pop(request.adapter.digest, None)  # the same weights were uploaded again
         frame = self._acceptable(request)
         if isinstance(frame, Failure):
-            yield SequenceOutput(sequence_id=sequence_id, finish_reason="error", failure=frame)
-            return
-        stream = self._streams[sequence_id] = Stream(self._beat)
+            stream.put(SequenceOutput(request.sequence_id, finish_reason="error", failure=frame))
+            return stream
+        self._streams[request.sequence_id] = stream
         self._count_streams()
+        self._send(frame)
         try:
-            self._send(frame)
             await _drained(writer)
-            while True:
-                output = await stream.get()
-                yield output
-                if output.finish_reason is not None:
-                    return
-        finally:
-            del self._streams[sequence_id]
+        except BaseException:
+            self.end(request.sequence_id)
+            raise
+        return stream
+
+    def end(self, sequence_id: int) -> None:
+        """For `Running`: nobody takes its outputs any more. Aborts it if there would have been some."""
+        stream = self._streams.pop(sequence_id, None)
+        if stream is not None:
             self._count_streams()
             if not stream.ended:
                 self._tell(Abort(sequence_id))
@@ -429,6 +434,40 @@ class RuntimeClient:
             self._report.exception()  # seen, should nobody ask any more
         for stream in self._streams.values():
             stream.fail(RuntimeLost(f"the runtime went away: {self._problem}"))
+
+
+class Running:
+    """The outputs of one sequence, as `RuntimeClient.submit` says. Not a generator: that would be one more thing to go
+    through at every output. As there, whatever ends the taking of one, a cancellation too, ends the sequence.
+    """
+
+    def __init__(self, client: RuntimeClient, request: Submit) -> None:
+        self._client = client
+        self._request = request
+        self._stream: Stream | None = None
+        self._is_over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SequenceOutput:
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            if self._stream is None:
+                self._stream = await self._client.begin(self._request)
+            output = await self._stream.get()
+        except BaseException:
+            await self.aclose()
+            raise
+        if output.finish_reason is not None:
+            await self.aclose()
+        return output
+
+    async def aclose(self) -> None:
+        """Nothing is taken any more."""
+        self._is_over = True
+        self._client.end(self._request.sequence_id)
 
 
 async def _drained(writer: asyncio.StreamWriter) -> None:

@@ -110,8 +110,9 @@ class Stream:
 
 def _merged(outputs: list[SequenceOutput]) -> SequenceOutput:
     """The last of them, with the tokens and scores of all."""
-    return msgspec.structs.replace(
-        outputs[-1],
-        token_ids=tuple(token_id for output in outputs for token_id in output.token_ids),
-        scores=tuple(score for output in outputs for score in output.scores),
-    )
+    last = outputs[-1]
+    token_ids = tuple([token_id for output in outputs for token_id in output.token_ids])
+    scores = tuple([score for output in outputs for score in output.scores])
+    if last.finish_reason is None:
+        return SequenceOutput(last.sequence_id, token_ids, scores=scores)
+    return msgspec.structs.replace(last, token_ids=token_ids, scores=scores)

@@ -22,7 +22,7 @@ class AnswerText:
 
     def __init__(self, tokenizer: Tokenizer, asked: ChatRequest, num_prompt: int, scored: ScoredTokens | None) -> None:
         self._calls = tokenizer.call_parser(asked)
-        self._text = Detokenizer(tokenizer.encoder, tokenizer.call_marks(asked))
+        self._text = Detokenizer(tokenizer.encoder, tokenizer.call_marks(asked), tokenizer.spelled)
         self._at_most_one = not asked.tool_choice.parallel
         self._stops = StopStrings(asked.sampling.stop)
         self._scored = scored

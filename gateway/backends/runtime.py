@@ -9,7 +9,7 @@ goes away in the middle of an answer is an error at once: what it had said canno
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -38,6 +38,14 @@ _INLINE_CHARS: Final = 4096
 T = TypeVar("T")
 
 
+class _Prompt(NamedTuple):
+    """What the choices of a request have in common."""
+
+    token_ids: list[int]
+    sampling: SamplingParams
+    grammar: Grammar | None
+
+
 class RuntimeBackend:
     """One base on one runtime. `client` is owned and closed by whoever made it."""
 
@@ -57,8 +65,18 @@ class RuntimeBackend:
         self._restart_wait_s = restart_wait_s
         self._request_timeout_s = request_timeout_s
 
-    async def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
+    def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`."""
+        return self._choice(request) if request.request.sampling.n == 1 else self._choices(request)
+
+    async def _choices(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
+        prompt = await self._prepare(request)
+        choices = [self._choice(request, prompt, index) for index in range(request.request.sampling.n)]
+        async with aclosing(side_by_side(choices)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _prepare(self, request: ResolvedRequest) -> _Prompt:
         asked = request.request
         await self._bring_nearer(request.adapter)
         try:
@@ -70,21 +88,17 @@ class RuntimeBackend:
         wants_grammar = asked.json_schema is not None or asked.tools
         grammar = await _away(asked, _grammar, asked, self._tokenizer) if wants_grammar else None
         sampling = sampling_params(asked, len(prompt), window, info, self._tokenizer.eos_token_id)
-        choices = [
-            self._choice(request, prompt, _seeded(sampling, index), grammar) for index in range(asked.sampling.n)
-        ]
-        async with aclosing(choices[0] if len(choices) == 1 else side_by_side(choices)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return _Prompt(prompt, sampling, grammar)
 
     async def _choice(
-        self, request: ResolvedRequest, prompt: list[int], sampling: SamplingParams, grammar: Grammar | None
+        self, request: ResolvedRequest, prompt: _Prompt | None = None, index: int = 0
     ) -> AsyncGenerator[Chunk, None]:
-        """One sequence, as text."""
+        """One sequence, as text. Without a `prompt` it is the only one and makes its own."""
+        token_ids, sampling, grammar = prompt or await self._prepare(request)
         outputs = self._client.submit(
             account_id=request.identity.account_id,
-            token_ids=prompt,
-            sampling=sampling,
+            token_ids=token_ids,
+            sampling=_seeded(sampling, index),
             adapter=adapter_ref(request.adapter) if request.adapter else None,
             traceparent=request.traceparent,
             timeout_s=self._request_timeout_s,
@@ -94,7 +108,7 @@ class RuntimeBackend:
             only_if_free=request.request.reject_if_busy,
         )
         scored = None if sampling.top_logprobs is None else ScoredTokens(self._texts)
-        answer = AnswerText(self._tokenizer, request.request, len(prompt), scored)
+        answer = AnswerText(self._tokenizer, request.request, len(token_ids), scored)
         try:
             async with aclosing(outputs):
                 async for output in outputs:

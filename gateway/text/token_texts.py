@@ -46,6 +46,30 @@ class TokenTexts:
         return (token.replace(_SPACE, " ") if self._has_spaces else token).encode()
 
 
+class SpelledTokens(dict[int, bytes]):
+    """What each token of a byte-level vocabulary adds to an answer: always the same bytes, whatever stands around it.
+    Special tokens add nothing. Fills as tokens are met; safe to use from several threads.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self._encoder = encoder
+        self._special = {id_ for id_, token in encoder.get_added_tokens_decoder().items() if token.special}
+        self._bytes = _byte_spelling()
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "SpelledTokens | None":
+        """None for a vocabulary that is not spelled in bytes alone."""
+        decoder = json.loads(encoder.decoder.__getstate__()) if encoder.decoder else None
+        return cls(encoder) if isinstance(decoder, dict) and decoder.get("type") == "ByteLevel" else None
+
+    def __missing__(self, token_id: int) -> bytes:
+        token = "" if token_id in self._special else self._encoder.id_to_token(token_id) or ""
+        known = [self._bytes.get(character) for character in token]
+        data = self[token_id] = token.encode() if None in known else bytes(byte for byte in known if byte is not None)
+        return data
+
+
 def _kinds(decoder: Any) -> list[str]:
     """The types of a decoder and its parts, and the strings that it replaces."""
     if not isinstance(decoder, dict):

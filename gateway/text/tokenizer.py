@@ -23,6 +23,7 @@ from gateway.text.guard import Guard
 from gateway.text.model_folder import TokenizerFault as TokenizerFault
 from gateway.text.model_folder import read_model_folder
 from gateway.text.template import ChatTemplate, TemplateFault
+from gateway.text.token_texts import SpelledTokens
 from gateway.text.tool_calls.base import FormatName, Parser
 from gateway.text.tool_calls.formats import choose_format
 from gateway.text.turns import schemas, turns
@@ -47,8 +48,8 @@ class PromptTooLong(Exception):
 class Tokenizer:
     """One base's tokenizer and chat template. Immutable after construction; safe to use from several threads.
 
-    `encoder` recognises special tokens in text, `plain` never does. `tool_format`: how the base calls functions, with
-    `mark_ids`, the tokens of its own that this takes.
+    `encoder` recognises special tokens in text, `plain` never does. `spelled`: see `Detokenizer`. `tool_format`: how
+    the base calls functions, with `mark_ids`, the tokens of its own that this takes.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Tokenizer:
         plain.add_special_tokens([AddedToken(text, normalized=False) for text in marks])
         plain.encode_special_tokens = True
         self._control = _any_of([*special, *marks])
+        self.spelled = SpelledTokens.of(encoder)
         self._longest_token_bytes = max((len(token.encode()) for token in encoder.get_vocab()), default=1)
 
     @classmethod

@@ -13,10 +13,13 @@ import gateway.http_protocol as protocol
 from gateway.departure import SCOPE_KEY as DEPARTURE_KEY
 from gateway.departure import Departure
 from gateway.http_protocol import GuardedHttpProtocol
+from gateway.open_body import SCOPE_KEY as BODY_KEY
+from gateway.open_body import OpenBody
 from gateway.open_files import MOST_OPEN_FILES, max_connections, raise_limit
 
 SEEN: list[str] = []
 HEADERS: list[list[bytes]] = []
+WROTE: list[bool] = []
 EVENTS: dict[str, asyncio.Event] = {}  # of the request for /wait; each test has its own, bound to its own loop
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -32,6 +35,23 @@ async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         while (await receive())["type"] != "http.disconnect":
             pass
         EVENTS["gone"].set()
+        return
+    if scope["path"] == "/pieces":
+        body: OpenBody = scope[BODY_KEY]
+        WROTE.append(body.write(b"before the head"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        WROTE.extend([body.write(b"one"), body.write(b""), body.write(b"x" * 20)])
+        await send({"type": "http.response.body", "body": b"last", "more_body": False})
+        WROTE.append(body.write(b"after the end"))
+        return
+    if scope["path"] == "/flood":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while scope[BODY_KEY].write(b"y" * 100_000):
+            WROTE.append(True)
+        EVENTS["waiting"].set()
+        await send({"type": "http.response.body", "body": b"drained", "more_body": True})
+        EVENTS["gone"].set()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
         return
     if scope["path"] == "/watch":
         scope[DEPARTURE_KEY].watch(EVENTS["gone"].set)
@@ -49,7 +69,7 @@ class _Server(uvicorn.Server):
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    for seen in (SEEN, HEADERS):
+    for seen in (SEEN, HEADERS, WROTE):
         seen.clear()
     EVENTS.update(waiting=asyncio.Event(), gone=asyncio.Event())
     server = _Server(uvicorn.Config(_app, port=0, http=GuardedHttpProtocol, lifespan="off", log_config=None))
@@ -239,6 +259,30 @@ async def test_a_departure_is_told_to_who_watches_for_it(port: int, behind: byte
     writer.transport.abort()
     await asyncio.wait_for(EVENTS["gone"].wait(), 5)
     assert SEEN == ["/watch"]
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_pieces_of_an_open_body_are_chunks_like_any_other(port: int, method: bytes) -> None:
+    answer = await _send(port, method + b" /pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    body = answer.partition(b"\r\n\r\n")[2]
+    if method == b"HEAD":  # has no body, so none is written
+        assert (WROTE, body) == ([False] * 5, b"")
+        return
+    assert WROTE == [False, True, True, True, False]
+    assert body == b"3\r\none\r\n14\r\n" + b"x" * 20 + b"\r\n4\r\nlast\r\n0\r\n\r\n"
+
+
+async def test_pieces_for_who_reads_slowly_go_the_way_that_waits(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(b"GET /flood HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    await asyncio.wait_for(EVENTS["waiting"].wait(), 5)
+    assert len(WROTE) < 1000  # it stopped by itself, though nobody read
+    assert not EVENTS["gone"].is_set()
+    answer = await asyncio.wait_for(reader.read(), 10)
+    assert EVENTS["gone"].is_set()
+    assert answer.count(b"y") == 100_000 * len(WROTE)
+    assert b"7\r\ndrained\r\n0\r\n\r\n" in answer
+    writer.close()
 
 
 def test_a_departure_is_told_once_and_not_to_who_stopped_watching() -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Encoder
 
 from gateway.demo import BASE_FOLDER
 from gateway.text.detokenizer import Detokenizer, StopStrings
+from gateway.text.token_texts import SpelledTokens
 from gateway.text.tokenizer import Tokenizer
 from tests.gateway.text.folders import metaspace
 
@@ -16,7 +19,7 @@ TEXT = "Die Möwe 🦜🏴‍☠️ 你好 at noon, 12\u00a0boats\n👩‍👩�
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer.encoder)
+    detokenizer = Detokenizer(tokenizer.encoder, spelled=tokenizer.spelled)
     return [detokenizer.push([token]) for token in ids]
 
 
@@ -52,6 +55,39 @@ def test_any_tokens_add_up_to_what_the_tokenizer_says(ids: list[int]) -> None:
     shown = "".join(pieces(DEMO, ids))
     assert whole.startswith(shown)
     assert set(whole[len(shown) :]) <= {"\ufffd"}  # only bytes that never became a character are missing
+
+
+@given(st.text(max_size=20), st.lists(st.integers(1, 5), max_size=30))
+def test_bytes_joined_say_what_the_library_says_however_many_tokens_come_at_once(text: str, sizes: list[int]) -> None:
+    assert DEMO.spelled is not None
+    ids = DEMO.encode_text(text.encode("utf-8", "replace").decode() + " 🦜")
+    joined, library = Detokenizer(DEMO.encoder, spelled=DEMO.spelled), Detokenizer(DEMO.encoder)
+    at, shown = 0, ""
+    for size in [*sizes, len(ids)]:
+        shown += joined.push(ids[at : at + size])
+        at += size
+    assert shown == library.push(ids)
+
+
+def test_only_what_a_byte_level_decoder_says_is_joined(tmp_path: Path) -> None:
+    assert Tokenizer.from_folder(metaspace(tmp_path / "base")).spelled is None
+    encoder = Encoder.from_str(DEMO.encoder.to_str())
+    encoder.add_tokens([AddedToken("é", special=False), AddedToken("<call> é", special=False)])
+    spelled = SpelledTokens.of(encoder)
+    assert spelled is not None
+    ids = [token for word in ("é", "<call> é") if (token := encoder.token_to_id(word)) is not None]
+    assert len(ids) == 2
+    for each in ([ids[0], *DEMO.encode_text("a")], [ids[1]], [encoder.get_vocab_size() + 7, ids[1]]):
+        assert Detokenizer(encoder, spelled=spelled).push(each) == encoder.decode(each)
+
+
+def test_kept_tokens_stand_where_they_came() -> None:
+    eos = DEMO.eos_token_id
+    assert eos is not None
+    bird = DEMO.encode_text("🦜")
+    detokenizer = Detokenizer(DEMO.encoder, {eos: "<end>"}, DEMO.spelled)
+    assert detokenizer.push([*DEMO.encode_text("a"), eos, *bird[:-1]]) == "a<end>"
+    assert detokenizer.push(bird[-1:]) == "🦜"
 
 
 @given(st.lists(st.integers(0, 600), max_size=40))

@@ -59,7 +59,7 @@ class Base:
     def read(self, asked: ChatRequest, said: list[int]) -> Read:
         parser, got = self.tokenizer.call_parser(asked), Read()
         assert parser is not None
-        text = Detokenizer(self.tokenizer.encoder, self.tokenizer.call_marks(asked))
+        text = Detokenizer(self.tokenizer.encoder, self.tokenizer.call_marks(asked), self.tokenizer.spelled)
         for parsed in [*(parser.push(text.push([token])) for token in said), parser.flush()]:
             got.take(parsed)
         return got
