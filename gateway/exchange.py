@@ -8,8 +8,8 @@ it is on disk, so whoever sends the last byte calls it first. The caller's `cf-a
 import asyncio
 import re
 import time
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable
+from typing import Final, Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -32,8 +32,8 @@ _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 class RecordSink(Protocol):
     """The one verb that an exchange needs of the log store."""
 
-    async def append(self, record: LogRecord) -> None:
-        """Returns when the record is as durable as the settings promise. Raises LorikeetError, StorageError."""
+    def append(self, record: LogRecord) -> Awaitable[None]:
+        """Done when the record is as durable as the settings promise. Raises LorikeetError, StorageError."""
         ...
 
 
@@ -196,8 +196,8 @@ def _wish(text: str | None) -> bool:
     return text is None or text.strip().lower() != "false"
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Awaits `work` as a task of its own and stays until it is done, however often the waiter is cancelled."""
+async def _to_the_end(work: Awaitable[None]) -> None:
+    """Awaits `work`, which goes on by itself, and stays until it is done, however often the waiter is cancelled."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

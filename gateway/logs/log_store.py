@@ -83,6 +83,7 @@ class LogStore:
             room_wait_s=_ROOM_WAIT_S,
             counters=self.counters,
             on_progress=self._shipper.advance,
+            refusal=_refused,
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -115,14 +116,13 @@ class LogStore:
             asyncio.create_task(self._archiver.run(), name="log-archiver"),
         ]
 
-    async def append(self, record: LogRecord) -> None:
-        """Records an exchange; returns when it is as safe as `settings.durability` says (`recorder.py`).
+    def append(self, record: LogRecord) -> "asyncio.Future[None]":
+        """Records an exchange; done when it is as safe as `settings.durability` says (`recorder.py`).
 
         Raises StorageUnavailable (with retry_after_s) when there is no room or the disk fails. A caller that is
         cancelled while waiting leaves its record in.
         """
-        with _translated():
-            await self._recorder.append(encode_record(record))
+        return self._recorder.hand_over(encode_record(record))
 
     async def list(self, account_id: str, gateway: str, query: LogQuery) -> LogPage:
         """One page of rows. Raises StorageUnavailable."""
@@ -262,5 +262,9 @@ def _translated() -> Iterator[None]:
         logger.error("the bodies of a log cannot be read: %s", error)
         raise ObjectNotFound("The bodies of this log are no longer available") from error
     except StorageError as error:
-        logger.error("log storage failed: %s", error)
-        raise StorageUnavailable("The log cannot be used just now; try again", retry_after_s=_RETRY_AFTER_S) from error
+        raise _refused(error) from error
+
+
+def _refused(error: StorageError) -> StorageUnavailable:
+    logger.error("log storage failed: %s", error)
+    return StorageUnavailable("The log cannot be used just now; try again", retry_after_s=_RETRY_AFTER_S)

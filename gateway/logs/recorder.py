@@ -58,8 +58,10 @@ class Recorder:
         room_wait_s: float,
         counters: LogCounters,
         on_progress: Callable[[Progress], None],
+        refusal: Callable[[StorageError], Exception] = lambda error: error,
     ) -> None:
-        """Starts the thread. `on_progress` is called in the event loop before the appends it covers return.
+        """Starts the thread. `on_progress` is called in the event loop before the appends it covers return, `refusal`
+        makes what an append raises.
 
         `group_bytes` bounds one write, and what may wait for a sync in mode `group`.
         """
@@ -71,6 +73,7 @@ class Recorder:
         self._room_wait_s = room_wait_s
         self._counters = counters
         self._on_progress = on_progress
+        self._refusal = refusal
         self._loop = asyncio.get_running_loop()
         self._room: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._queue: deque[_Item] = deque()
@@ -84,19 +87,38 @@ class Recorder:
     async def append(self, payload: bytes) -> None:
         """Returns when the payload is as safe as the durability mode says.
 
-        Raises StorageFull when neither buffer nor disk has room, StorageUnavailable when the disk fails.
+        Raises StorageFull when neither buffer nor disk has room, StorageUnavailable when the disk fails; or what
+        `refusal` makes of them.
         """
-        if self._closing or self._broken:
-            raise StorageUnavailable(self._broken or "the log is closed")
-        await self._take_room(len(payload))
-        item = _Item(payload, self._loop.create_future())
-        with self._wake:
+        await self.hand_over(payload)
+
+    def hand_over(self, payload: bytes) -> "asyncio.Future[None]":
+        """`append`, begun: where there is room the payload is in the queue when this returns, without a task."""
+        if self._closing or self._broken or self._room or not self._fits(len(payload)):
+            return asyncio.ensure_future(self._append_later(payload))
+        self._counters.queued_bytes += len(payload)
+        return self._queued(payload)
+
+    async def _append_later(self, payload: bytes) -> None:
+        try:
             if self._closing or self._broken:
-                self._give_room(len(payload))
                 raise StorageUnavailable(self._broken or "the log is closed")
-            self._queue.append(item)
-            self._wake.notify()
-        await item.acknowledged
+            await self._take_room(len(payload))
+        except StorageError as error:
+            raise self._refusal(error) from error
+        await self._queued(payload)
+
+    def _queued(self, payload: bytes) -> "asyncio.Future[None]":
+        """Room was taken."""
+        acknowledged: asyncio.Future[None] = self._loop.create_future()
+        with self._wake:
+            if not self._closing and not self._broken:
+                self._queue.append(_Item(payload, acknowledged))
+                self._wake.notify()
+                return acknowledged
+        self._give_room(len(payload))
+        acknowledged.set_exception(self._refusal(StorageUnavailable(self._broken or "the log is closed")))
+        return acknowledged
 
     async def aclose(self) -> None:
         """Commits what is queued, seals the segment and ends the thread; later appends are refused."""
@@ -164,7 +186,7 @@ class Recorder:
             self._counters.refused_full += full
             self._counters.refused_failed += not full
             if not item.acknowledged.done():
-                item.acknowledged.set_exception(type(error)(str(error)))
+                item.acknowledged.set_exception(self._refusal(type(error)(str(error))))
         released = sum(len(item.payload) for item in items) + sum(len(item.payload) for item, _ in refused)
         if released:
             self._give_room(released)

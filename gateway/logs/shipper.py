@@ -7,12 +7,12 @@ then goes to `done` for its bodies to be archived. The row store being away stop
 
 import asyncio
 import functools
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import JSON, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -211,8 +211,12 @@ async def _insert(connection: AsyncConnection, rows: list[dict[str, Any]]) -> No
             await connection.execute(postgresql.insert(logs).on_conflict_do_nothing(index_elements=["id"]), some)
         else:
             text, names = _sqlite_insert()
-            values = [tuple(json.dumps(row[n]) if n in _JSON_COLUMNS else row[n] for n in names) for row in some]
+            values = [tuple([_json(row[n]) if n in _JSON_COLUMNS else row[n] for n in names]) for row in some]
             await connection.exec_driver_sql(text, values)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()  # what SQLAlchemy does with the standard library takes ten times as long
 
 
 @functools.cache

@@ -216,7 +216,7 @@ async def test_a_folder_that_cannot_be_used_fails_the_start(house: House) -> Non
 async def test_closing_leaves_every_row_and_no_task(house: House) -> None:
     store = await house.store()
     sent = [record() for _ in range(200)]
-    appends = [asyncio.create_task(store.append(one)) for one in sent]
+    appends = [asyncio.ensure_future(store.append(one)) for one in sent]
     await asyncio.sleep(0)
     await store.aclose()
     await asyncio.gather(*appends)
