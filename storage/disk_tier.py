@@ -8,7 +8,7 @@ decided, so that the removal of a victim cannot hit a newer file of the same nam
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -55,6 +55,7 @@ class DiskTier:
         self._sizes: dict[str, int] = {}
         self._writing: set[str] = set()
         self._elsewhere: set[str] = set()  # pinned here because another process holds them
+        self._overfull = False  # more is there than the budget: nothing may come until a look finds less
         self._proofs: dict[str, Proof] = {}
 
     async def open(self) -> None:
@@ -88,7 +89,8 @@ class DiskTier:
             if not kept:
                 await self.unpin(digest)
         if not kept and digest in self and not self.ledger.pins(digest):
-            self._forget(digest)  # another process took it away
+            self._forget(digest)  # another process took it away, or will
+            self._folder.look_again()
         return kept
 
     async def unpin(self, digest: str) -> None:
@@ -132,9 +134,7 @@ class DiskTier:
         if digest in self.ledger:
             self._forget(digest)
         self.quarantined += 1
-        with suppress(OSError):
-            async with self._deciding(to_change=True):
-                self.failures += not await self._names.run(self._folder.put_aside, digest)
+        await self._away(self._folder.put_aside, digest)
 
     @asynccontextmanager
     async def claim(self, digest: str) -> AsyncIterator[bool]:
@@ -176,10 +176,15 @@ class DiskTier:
         if _OTHERS in self.ledger:
             self._forget(_OTHERS)
         victims: list[str] = []
+        self._overfull = False
         others = listing.incoming_bytes - sum(self._sizes[digest] for digest in self._writing)
-        if others > 0 and (evicted := self.ledger.add(_OTHERS, others)) is not None:
-            self._sizes[_OTHERS] = others
-            victims += evicted
+        if others > 0:
+            evicted = self.ledger.add(_OTHERS, others)
+            if evicted is None:
+                self._overfull = True
+            else:
+                self._sizes[_OTHERS] = others
+                victims += evicted
         for digest, size_bytes in listing.files:
             if digest not in self.ledger:
                 evicted = self.ledger.add(digest, size_bytes)
@@ -187,11 +192,14 @@ class DiskTier:
                 victims += [digest] if evicted is None else evicted  # None: larger than a budget that has shrunk
                 if evicted is not None:
                     self.ledger.unpin(digest)
-        await self._evict(victims)
+        if not await self._evict(victims):
+            self._overfull = True
+        if self._overfull:
+            self._folder.look_again()
 
     async def _make_room(self, digest: str, size_bytes: int) -> bool:
         """Under the folder's lock: takes the file's room in the ledger, and makes it on the disk."""
-        if digest in self.ledger:
+        if digest in self.ledger or self._overfull:
             return False
         for other in list(self._elsewhere):
             if not await self._names.run(self._folder.is_held_elsewhere, other):
@@ -240,14 +248,24 @@ class DiskTier:
         return True
 
     async def _give_up(self, file: NewFile, digest: str) -> None:
-        """Both names go, since a cancellation may come just after the rename."""
-        if digest in self._writing:
-            self._forget(digest)
-            self.failures += not await self._names.run(self._folder.remove, digest)
+        """Both names go, since a cancellation may come just after the rename; and its room only when they have gone."""
+        begun = digest in self._writing
         try:
-            await self._names.run(file.discard)
+            self.failures += await self._names.run(self._clear, file, digest if begun else None)
+        finally:
+            if begun:
+                self._forget(digest)
+
+    def _clear(self, file: NewFile, digest: str | None) -> int:
+        """In a thread: how many names stayed, which the next look sees."""
+        failures = 0 if digest is None else int(not self._folder.remove(digest))
+        try:
+            file.discard()
         except OSError:
-            self.failures += 1  # the next look sweeps it
+            failures += 1
+        if failures:
+            self._folder.look_again()
+        return failures
 
     def _read(self, digest: str, size_bytes: int) -> memoryview:
         fd = self._folder.descriptor(digest)
@@ -262,11 +280,19 @@ class DiskTier:
         self._sizes.pop(digest, None)
         self._proofs.pop(digest, None)
         self._folder.let_go(digest)
+        await self._away(self._folder.remove, digest)
+
+    async def _away(self, work: Callable[[str], bool], digest: str) -> None:
+        """Does away with a file that the ledger has forgotten. If it stays, the next look finds it."""
+        gone = False
         try:
-            async with self._deciding(to_change=True):
-                self.failures += not await self._names.run(self._folder.remove, digest)
-        except OSError:
-            self.failures += 1
+            with suppress(OSError):
+                async with self._deciding(to_change=True):
+                    gone = await self._names.run(work, digest)
+        finally:
+            if not gone:
+                self.failures += 1
+                self._folder.look_again()
 
     def _forget(self, digest: str) -> None:
         self.ledger.remove(digest)

@@ -57,6 +57,7 @@ class PackedFolder:
         self._lock_fd = -1
         self._locked = False
         self._seen = -1
+        self._doubtful = False
         self._held: dict[str, int] = {}
         self._claimed: dict[str, int] = {}
 
@@ -86,7 +87,9 @@ class PackedFolder:
         """
         self._wait_for_lock()
         number = self._number()
-        listing = None if number == self._seen else self._scan()
+        # Taken back first: a doubt that comes while we look is for the next time.
+        doubtful, self._doubtful = self._doubtful, False
+        listing = None if number == self._seen and not doubtful else self._scan()
         if to_change:
             # Before the change: should this process die half-way, the others look again.
             number += 1
@@ -95,8 +98,8 @@ class PackedFolder:
         return listing
 
     def look_again(self) -> None:
-        """The next `lock` lists what is there, whatever the number says."""
-        self._seen = -1
+        """The next `lock` lists what is there, whatever the number says. From any thread, with or without the lock."""
+        self._doubtful = True
 
     def unlock(self) -> None:
         """Without the lock it does nothing."""
@@ -153,7 +156,9 @@ class PackedFolder:
         self._forget_oldest()
 
     def hold(self, digest: str) -> bool:
-        """Keeps the file open, and from other processes' eviction, until `let_go`. False if there is none."""
+        """Keeps the file open, and from other processes' eviction, until `let_go`. False if there is none, or another
+        process looks at this very moment whether it may evict it: the file may still be there then.
+        """
         if digest in self._held:
             return True
         try:

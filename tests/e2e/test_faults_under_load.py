@@ -39,7 +39,7 @@ ALLOWANCE_S = 2.0
 async def test_streams_of_a_lost_runtime_end_typed_and_the_next_are_answered(
     tmp_path: Path, number: signal.Signals, noticed_s: float
 ) -> None:
-    settings = Settings(data_dir=str(tmp_path / "data"), server=Server(port=0), runtime=Runtime(restart_wait_s=60.0))
+    settings = Settings(data_dir=str(tmp_path / "data"), server=Server(port=0), runtime=Runtime(restart_wait_s=120.0))
     async with (
         supervisor.run_stack(settings, local_folders(settings)) as stack,
         accounts(stack.url, settings, 3) as tenants,

@@ -124,6 +124,49 @@ async def test_one_budget_for_all(tmp_path: Path, objects: GatedObjects) -> None
         assert sum(each.stats()["disk"].hits for each in tiers) > 0
 
 
+async def test_a_file_that_another_looks_at_is_counted_although_it_cannot_be_held(
+    tmp_path: Path, objects: GatedObjects
+) -> None:
+    """Who asks whether a file may go has it locked for a moment; whoever wants to read it then must not lose count."""
+    kept, *others = [objects.add(os.urandom(4 * KB)) for _ in range(3)]
+    async with opened(tmp_path, objects) as one:
+        (await one.fetch(*kept)).release()
+        await settled(one)
+        looking = os.open(tmp_path / "tiers" / "packed" / kept[0], os.O_RDONLY)
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        assert not await one._disk.pin(kept[0])
+        os.close(looking)
+        for each in others:
+            (await one.fetch(*each)).release()
+            await settled(one)
+            assert (on_disk(tmp_path) or 0) <= 10 * KB
+        assert len(files(tmp_path)) == 2
+
+
+async def test_while_more_is_there_than_the_budget_nothing_comes(tmp_path: Path, objects: GatedObjects) -> None:
+    """One counts a file that somebody removed under its reader, another brings a large one: both do not fit."""
+    removed, large, late = (objects.add(os.urandom(size * KB)) for size in (4, 8, 3))
+    async with opened(tmp_path, objects) as one, opened(tmp_path, objects) as two:
+        (await one.fetch(*removed)).release()
+        await settled(one)
+        assert await one._disk.pin(removed[0])
+        (tmp_path / "tiers" / "packed" / removed[0]).unlink()
+        two._disk._folder.look_again()
+        begun = await two._disk.begin(large[0], 8 * KB)
+        assert begun is not None
+        for _ in range(2):
+            (await one.fetch(*late)).release()
+            await settled(one)
+            assert (on_disk(tmp_path) or 0) == 8 * KB
+            await one.forget(late[0])
+        assert one.stats()["disk"].refused == 2
+        await begun.abandon()
+        await one._disk.unpin(removed[0])
+        (await one.fetch(*late)).release()
+        await settled(one)
+        assert files(tmp_path) == [late[0]]
+
+
 async def test_a_file_that_another_reads_is_not_evicted(tmp_path: Path, objects: GatedObjects) -> None:
     kept, *others = [objects.add(os.urandom(4 * KB)) for _ in range(5)]
     async with opened(tmp_path, objects) as one, opened(tmp_path, objects) as two:
