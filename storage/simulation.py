@@ -16,7 +16,7 @@ from storage.ledger import GIANTS_SHARE, Ledger
 from storage.policies import PolicyName, make_policy
 
 SHARES: Final = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-MAX_REPLAYED: Final = 250_000  # for each point of a curve; what is set now is replayed whole
+MAX_REPLAYED: Final = 200_000  # for each point of a curve; what is set now is replayed whole
 
 
 class Adapter(NamedTuple):

@@ -102,12 +102,13 @@ def replay(trace: Trace, settings: Settings, report: Mapping[str, Any]) -> dict[
         "disk": {"hits": on_disk.hits, "misses": len(on_disk.missed)},
     }
     ranks = [each.rank for each in trace.adapters.values()]
+    newest = trace._replace(requests=trace.requests[-MAX_REPLAYED:])
     row_sizes = sorted({max(*ranks, int(sum(ranks) * part)) for part in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)})
     curves = {
         "device": [
-            Point("lru", size, len(missed) / total, len(missed))
+            Point("lru", size, len(missed) / len(newest.requests), len(missed))
             for size in sorted({*row_sizes, rows})
-            for missed in ((device if size == rows else through_device(trace, size)).missed,)
+            for missed in (through_device(newest, size).missed,)
         ],
         "memory": curve(device.missed, sizes, POLICIES, budgets_for(trace, memory), giants_share=share),
         "disk": curve(in_memory.missed, sizes, POLICIES, budgets_for(trace, disk), giants_share=share, must=False),
@@ -198,8 +199,10 @@ def _from_file(path: Path, size_bytes: int, rank: int) -> Trace:
                 if not isinstance(name, str):
                     raise TypeError("adapter is no string")
                 requests.append(name)
-                known.setdefault(name, Adapter(max(1, int(entry.get("size_bytes", size_bytes))),
-                                               max(1, int(entry.get("rank", rank)))))  # fmt: skip
+                if name not in known:
+                    known[name] = Adapter(
+                        max(1, int(entry.get("size_bytes", size_bytes))), max(1, int(entry.get("rank", rank)))
+                    )
     except OSError as error:
         raise CommandFailed(f"{path}: {error.strerror}; --from takes logs, a file, or zipf:...", 2) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

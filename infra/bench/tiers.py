@@ -6,9 +6,9 @@ One packed adapter of rank 16 for a 7B model (80 MB): from disk to checked memor
 warm and cold; parsing; from the object store to memory beside the bare transfer, for a local folder and, where the
 tests' S3 server is installed, for that (`tier_transfers.py`). Then a real runtime process on the demo base, sixteen
 callers at once, in turn: one adapter, the hottest, which fit the device, and all 2,000, by Zipf. All its requests are
-replayed through the simulator. Rounds alternate; figures are medians. Pictures of that run:
-bench-results/tiers-memory.png (the process all along) and tiers-curves.png (what other sizes and policies would have
-missed); its requests, for `lorikeet cache simulate --from`: tiers-trace.jsonl.
+replayed through the simulator, whose own time for a million is measured last (`simulator.py`). Rounds alternate;
+figures are medians. Pictures of that run: bench-results/tiers-memory.png (the process all along) and tiers-curves.png
+(what other sizes and policies would have missed); its requests, for `cache simulate --from`: tiers-trace.jsonl.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from gateway.settings import Settings
 from infra.bench.busy import Clocks
 from infra.bench.children import ROOT
 from infra.bench.rows import Row, markdown, print_rows, write_rows
+from infra.bench.simulator import simulator
 from infra.bench.tier_transfers import packed, transfers
 from runtime.client import RuntimeClient
 from runtime.config import RuntimeConfig
@@ -234,6 +235,7 @@ def main() -> None:
             (Path(folder) / "many").mkdir()
             rows += await crowd(options.quick, Path(folder) / "many")
             ended = Clocks.read(os.getpid())
+            rows.append(simulator(options.quick, Path(folder)))
             shares = {"transfers": between.others(begun), "the crowd": ended.others(between)}
             told = ", ".join(f"{share:.0%} during {name}" for name, share in shares.items())
             note = f"{told}: of {os.cpu_count()} CPUs"

@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gateway.commands.cache_simulate import replay
 from gateway.png_plot import write_png
 from gateway.settings import Settings, Tiers
 from storage.policies import POLICIES
-from storage.simulation import Adapter, Trace, curve, pass_through, through_device, zipf_trace
+from storage.simulation import MAX_REPLAYED, Adapter, Trace, curve, pass_through, through_device, zipf_trace
 
 
 def simulate(tmp_path: Path, *arguments: str, code: int = 0) -> Any:
@@ -131,3 +132,21 @@ def test_of_a_long_trace_the_newest_part_is_replayed_at_every_point(monkeypatch:
     points = curve(["old", "older"] * 5000 + ["new"] * 1000, sizes, POLICIES, [100, 200])
     assert len(points) == 2 * len(POLICIES)
     assert {(point.misses, point.miss_ratio) for point in points} == {(1, 0.001)}
+
+
+def test_the_devices_points_are_of_the_newest_part_and_what_is_set_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.commands.cache_simulate.MAX_REPLAYED", 100)
+    names = [f"old-{n}" for n in range(500)] + ["new"] * 100
+    found = replay(Trace(names, {name: Adapter(1000, 8) for name in names}), Settings(), {})
+    assert found["now"]["device"] == {"hits": 99, "misses": 501}
+    assert {(point["misses"], point["miss_ratio"]) for point in found["curves"]["device"]} == {(1, 0.01)}
+
+
+def test_a_long_trace_takes_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of a million requests and of what is replayed at each point; `make bench-tiers` has the whole."""
+    monkeypatch.setattr("storage.simulation.MAX_REPLAYED", MAX_REPLAYED // 10)
+    monkeypatch.setattr("gateway.commands.cache_simulate.MAX_REPLAYED", MAX_REPLAYED // 10)
+    trace = zipf_trace(2000, 1.0, 100_000, 80_000_000)
+    began = time.process_time()
+    replay(trace, Settings(), {})
+    assert time.process_time() - began < 6, "twice what it may be: other work on the machine slows this one too"
