@@ -1,7 +1,8 @@
 """The operator's hand on the runtimes' adapter tiers: what is pinned, what is warmed, what goes, and what is there.
 
 Pins are a mark on the finetune's row. Of a pinned finetune every version is kept to which an alias leads; whenever that
-changes, the model's runtime is told the whole set anew, and its client repeats it after every reconnect.
+changes, the model's runtime is told the whole set anew, and its client repeats it after every reconnect. What shall be
+warm from the start on is looked up for every runtime that comes, and only wished for.
 
 Weights that an earlier process removed, and of which it may have told no runtime before it was killed, are forgotten
 once the runtimes answer.
@@ -10,6 +11,7 @@ once the runtimes answer.
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -32,27 +34,53 @@ class CacheCare:
 
     def __init__(self, finetunes: Finetunes, caches: Mapping[str, AdapterCache], settings: Tiers) -> None:
         self._finetunes, self._caches, self._settings = finetunes, caches, settings
-        self._sweeping: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cold: set[str] = set()  # models whose runtime is new
+        self._woken = asyncio.Event()
 
     async def start(self) -> None:
-        """Tells every runtime its pins and warm-ups. What is named wrongly is logged: it stops no start."""
-        for model in self._caches:
-            await self.refresh(model)
-        wanted = await self._finetunes.list_recent(self._settings.warm_up_recent)
-        for reference in self._settings.warm_up:
-            try:
-                wanted.append(await self._finetunes.find_for_operator(reference))
-            except ObjectNotFound as error:
-                logger.warning("tiers.warm_up: %s", error.message)
+        """Tells every runtime its pins, and each one that comes what it shall have in memory."""
         for model, cache in self._caches.items():
-            cache.warm_up([ref for each in wanted if each.model == model for ref in _current(each)])
-        self._sweeping = asyncio.create_task(self._forget_swept(), name="forget swept adapters")
+            await self.refresh(model)
+            cache.on_connect(partial(self._connected, model))
+        self._tasks = {
+            asyncio.create_task(self._forget_swept(), name="forget swept adapters"),
+            asyncio.create_task(self._warm_up(), name="warm up"),
+        }
 
     async def aclose(self) -> None:
         """What is not forgotten by now stays noted for the next start."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.wait({self._sweeping})
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _connected(self, model: str) -> None:
+        self._cold.add(model)
+        self._woken.set()
+
+    async def _warm_up(self) -> None:
+        """Names are looked up each time: what they mean may have changed since the last runtime came."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            models, self._cold = self._cold, set()
+            try:
+                for each in await self._wished():
+                    for ref in _current(each) if each.model in models else ():
+                        await self._caches[each.model].prefetch(ref)
+            except StorageError as error:
+                logger.warning("nothing is warmed up: %s", error)
+
+    async def _wished(self) -> list[Finetune]:
+        """What is named wrongly is logged: it stops nothing."""
+        wished = await self._finetunes.list_recent(self._settings.warm_up_recent)
+        for reference in self._settings.warm_up:
+            try:
+                wished.append(await self._finetunes.find_for_operator(reference))
+            except ObjectNotFound as error:
+                logger.warning("tiers.warm_up: %s", error.message)
+        return wished
 
     async def _forget_swept(self) -> None:
         while True:

@@ -108,7 +108,7 @@ class RuntimeClient:
         self._task: asyncio.Task[None] | None = None
         self._forgotten: dict[str, None] = {}  # in order; told again to every runtime that is connected to
         self._pins: tuple[AdapterRef, ...] = ()
-        self._warm_ups: tuple[AdapterRef, ...] = ()
+        self._on_connect: Callable[[], None] | None = None
         self._report: asyncio.Future[CacheReport] | None = None
         self._unanswered = 0
         self._problem = "not connected yet"
@@ -245,11 +245,11 @@ class RuntimeClient:
         self._pins = tuple(adapters)
         self._tell(Pins(self._pins))
 
-    def warm_up(self, adapters: Sequence[AdapterRef]) -> None:
-        """These are brought to host memory now, and after every reconnect, as by `prefetch`."""
-        self._warm_ups = tuple(adapters)
-        for adapter in self._warm_ups:
-            self._tell(Prefetch(adapter))
+    def on_connect(self, told: Callable[[], None]) -> None:
+        """`told` is called whenever a runtime has welcomed this client, and now if one has."""
+        self._on_connect = told
+        if self.ready:
+            told()
 
     async def cache_report(self, timeout_s: float = 10.0) -> CacheReport:
         """What is in the runtime's tiers. Who asks while a question is under way shares its answer. Raises
@@ -375,8 +375,8 @@ class RuntimeClient:
             self._tell(Forget(digest))
         if self._pins:
             self._tell(Pins(self._pins))
-        for adapter in self._warm_ups:
-            self._tell(Prefetch(adapter))
+        if self._on_connect is not None:
+            self._on_connect()
 
     def _unusable(self, problem: str) -> RuntimeLost:
         """Waiting does not mend it: the operator is told, once and not at every attempt."""

@@ -4,8 +4,8 @@
 
 A start ends with `LoadArrived`, whose bytes stay leased until `release`, with `LoadFailed` or, once nobody waits for it
 any more, with `LoadStopped`; a warm-up fetches and lets go at once. The queue of starts is bounded by the engine's
-leases; warm-ups beyond `max_warm` are dropped and counted, since they only save time. Storage's errors become failures
-here and nowhere else.
+leases; warm-ups beyond `max_warm` (wishes: MAX_WISHES) are dropped, since they only save time. Storage's errors become
+failures here and nowhere else.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2.0
 PIN_RETRY_S = 30.0
+MAX_WISHES = 10_000  # as many as a warm-up list may name
 
 
 class AdapterTiers(Protocol):
@@ -173,7 +174,7 @@ class AdapterLoader:
             return
         if soon and adapter.digest in self._warming:
             return
-        if len(self._warm) >= self._max_warm:
+        if len(self._warm) >= (self._max_warm if soon else MAX_WISHES):
             self.num_dropped += 1
             return
         self._warm[adapter.digest] = adapter, soon

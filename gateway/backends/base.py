@@ -3,7 +3,7 @@
 Closing the iterator before its end (the caller went away) must free everything that the request holds.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from gateway.messages import Chunk, ResolvedRequest
@@ -45,8 +45,8 @@ class AdapterCache(Protocol):
         """Keep exactly these in host memory."""
         ...
 
-    def warm_up(self, adapters: Sequence[AdapterRef]) -> None:
-        """Bring these to host memory now and after every restart."""
+    def on_connect(self, told: Callable[[], None]) -> None:
+        """Tell when there is a runtime, a new one after every restart; now if there is one."""
         ...
 
     async def prefetch(self, adapter: AdapterRef) -> None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -158,14 +159,22 @@ def test_public_adapters_are_everybodys(deployment: Deployment) -> None:
     assert caller.ask(QUESTION, lora="cf-public-tides").json()["errors"][0]["code"] == 3037
 
 
-def on_disk(deployment: Deployment) -> set[str]:
-    return {path.name for path in (deployment.data_dir / "tiers").glob("*/packed/*")}
+def places(deployment: Deployment, digest: str) -> set[str]:
+    """The tiers that have the adapter, as the runtime tells it and as the disk shows it."""
+    adapters: list[dict[str, Any]] = deployment.cli("cache", "stats")[MODEL]["adapters"]
+    told = next((each for each in adapters if each["digest"] == digest), {})
+    found = {tier for tier in ("device", "memory", "disk") if told.get(tier)}
+    return found | {"disk" for path in (deployment.data_dir / "tiers").glob(f"*/packed/{digest}")}
 
 
-def test_deleted_while_it_loads_and_while_it_answers(deployment: Deployment) -> None:
+def test_deleted_while_it_loads_and_while_it_answers(deployment: Deployment, tmp_path: Path) -> None:
     """Whoever asks at that moment gets the adapter's whole answer or 3037; afterwards no tier has a byte of it."""
     caller = deployment.account("deleting")
-    before = on_disk(deployment)
+    own = tmp_path / "own"  # weights that no other account has: theirs would stay
+    shutil.copytree(TABLE, own)
+    config = json.loads((own / "adapter_config.json").read_text())
+    (own / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * 1.01}))
+    digest = ""
     outcomes: Counter[str] = Counter()
 
     def ask(_: int) -> tuple[int, Any]:
@@ -175,7 +184,12 @@ def test_deleted_while_it_loads_and_while_it_answers(deployment: Deployment) -> 
 
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         for turn in range(8):
-            caller.upload("short", TABLE)
+            caller.upload("short", own)
+            with caller.http() as http:
+                digest = http.get("/ai/finetunes/short").json()["result"]["digest"]
+            if turn == 7:
+                caller.ask(QUESTION, lora="short")
+                assert places(deployment, digest) == {"device", "memory", "disk"}
             asked = [pool.submit(ask, n) for n in range(10)]
             if turn % 2:
                 concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -192,7 +206,7 @@ def test_deleted_while_it_loads_and_while_it_answers(deployment: Deployment) -> 
     assert len(answers) == 1, outcomes
     until = time.monotonic() + 20
     objects = deployment.data_dir / "objects" / "adapters" / caller.account_id
-    while (left := on_disk(deployment) - before) or objects.exists():
+    while (left := places(deployment, digest)) or objects.exists():
         assert time.monotonic() < until, f"still there: {left}, {objects}"
         time.sleep(0.05)
 

@@ -1,6 +1,7 @@
 """The operator's verbs on the adapter tiers: who is pinned follows versions and aliases; names; the admin socket."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from gateway.ids import PUBLIC_ACCOUNT_ID
 from gateway.settings import Tiers
 from runtime.errors import RuntimeLost
 from runtime.protocol import AdapterRef, CachedAdapter, CacheReport, Stats, TierReport
+from storage.errors import StorageUnavailable
 from tests.gateway.finetune_calls import make_ready, replace
 from tests.gateway.plane import MODEL, OTHER_MODEL, Plane, Tenant
 
@@ -22,7 +24,7 @@ class RecordingCache:
 
     def __init__(self) -> None:
         self.pinned: list[str] = []
-        self.warmed_up: list[str] = []
+        self.connected: list[Callable[[], None]] = []
         self.prefetched: list[str] = []
         self.forgotten: list[str] = []
         self.adapters: tuple[CachedAdapter, ...] = ()
@@ -31,8 +33,8 @@ class RecordingCache:
     def pin(self, adapters: Sequence[AdapterRef]) -> None:
         self.pinned = [adapter.digest for adapter in adapters]
 
-    def warm_up(self, adapters: Sequence[AdapterRef]) -> None:
-        self.warmed_up = [adapter.digest for adapter in adapters]
+    def on_connect(self, told: Callable[[], None]) -> None:
+        self.connected.append(told)
 
     async def prefetch(self, adapter: AdapterRef) -> None:
         self.prefetched.append(adapter.digest)
@@ -163,7 +165,9 @@ async def test_the_report_names_owners(
     assert (lost["problem"], lost["runtime"]) == ("the runtime went away", {})
 
 
-async def test_warm_up_at_the_start(plane: Plane, tenant: Tenant, caplog: pytest.LogCaptureFixture) -> None:
+async def test_every_runtime_that_comes_is_warmed_up_with_what_the_names_mean_then(
+    plane: Plane, tenant: Tenant, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number, name in enumerate(("a", "b", "c", "d")):
         await make_ready(plane, tenant, name, seed=number)
     model = plane.catalog.get(MODEL)
@@ -171,13 +175,39 @@ async def test_warm_up_at_the_start(plane: Plane, tenant: Tenant, caplog: pytest
         with plane.finetunes.uses.hold(await plane.finetunes.resolve(tenant.identity, model, name), "r"):
             pass
     await plane.finetunes.write_uses()
-    cache = RecordingCache()
-    wished = (f"{tenant.id}/d", "nothing", f"{PUBLIC_ACCOUNT_ID}/nothing")
-    settings = Tiers(warm_up=wished, warm_up_recent=1)
-    await CacheCare(plane.finetunes, {MODEL: cache}, settings).start()
-    expected = {name: (await digests(plane, tenant, name))[1] for name in "bd"}
-    assert cache.warmed_up == [expected["b"], expected["d"]]
+    cache, other = RecordingCache(), RecordingCache()
+    settings = Tiers(warm_up=(f"{tenant.id}/d", "nothing", f"{PUBLIC_ACCOUNT_ID}/later"), warm_up_recent=1)
+    care = CacheCare(plane.finetunes, {MODEL: cache, OTHER_MODEL: other}, settings)
+    await care.start()
+
+    async def warmed(count: int) -> list[str]:
+        cache.prefetched.clear()
+        cache.connected[0]()
+        async with asyncio.timeout(10):
+            while len(cache.prefetched) < count:
+                await asyncio.sleep(0)
+        return list(cache.prefetched)
+
+    first = {name: (await digests(plane, tenant, name))[1] for name in "bd"}
+    assert await warmed(2) == [first["b"], first["d"]]
     assert caplog.text.count("tiers.warm_up: there is no finetune") == 2
+    await replace(plane, tenant, "d", 9)
+    second = (await digests(plane, tenant, "d"))[2]
+    assert second != first["d"]
+    with monkeypatch.context() as patched:
+        patched.setattr(plane.finetunes, "list_recent", broken)
+        cache.connected[0]()
+        while "nothing is warmed up: gone" not in caplog.text:
+            await asyncio.sleep(0)
+    await plane.finetunes.delete(tenant.id, "b")
+    found = await warmed(2)
+    assert found == [(await digests(plane, tenant, "c"))[1], second]
+    assert other.prefetched == []
+    await care.aclose()
+
+
+async def broken(limit: int) -> Any:
+    raise StorageUnavailable("gone")
 
 
 async def test_the_operator_finds_anybodys_by_id(plane: Plane, tenant: Tenant) -> None:

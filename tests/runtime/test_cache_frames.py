@@ -42,14 +42,23 @@ async def test_pins_hold_and_end_with_their_connection(tmp_path: Path) -> None:
 async def test_pins_are_repeated_after_a_reconnect(tmp_path: Path) -> None:
     async with serving(tmp_path) as running, running.client() as client:
         await client.wait_ready(5)
-        adapter, warm = await running.upload(0.1), await running.upload(0.2)
+        adapter = await running.upload(0.1)
         client.pin([adapter])
-        client.warm_up([warm])
+        connected = 0
+
+        def told() -> None:
+            nonlocal connected
+            connected += 1
+
+        client.on_connect(told)
+        assert connected == 1, "it is connected"
         await until_kept(running, 1)
         running.service._tiers.unkeep(adapter.digest)
         for connection in running.service._connections.values():
             connection.cut("planted")
-        await client.wait_ready(5)
+        async with asyncio.timeout(10):
+            while connected < 2:
+                await asyncio.sleep(0.001)
         await until_kept(running, 1)
 
 

@@ -186,6 +186,14 @@ async def test_warm_ups_are_bounded_and_never_stand_before_starts() -> None:
         assert {result.digest for result in results} == {"x", "w0", "w1", "w2"}
 
 
+async def test_a_long_list_of_wishes_is_brought_whole() -> None:
+    async with loading(max_warm=3) as rig:
+        for index in range(300):
+            rig.loader.warm(ref(f"w{index}"), soon=False)
+        assert {(await rig.next()).digest for _ in range(300)} == {f"w{index}" for index in range(300)}
+        assert rig.loader.num_dropped == 0
+
+
 async def test_loads_at_once_are_bounded() -> None:
     async with loading(num_workers=2) as rig:
         rig.tiers.gate.clear()
