@@ -266,6 +266,7 @@ async def _tiers(config: RuntimeConfig) -> AsyncIterator[Tiers]:
             region=config.region,
             access_key_id=config.access_key_id,
             secret_access_key=config.secret_access_key,
+            max_attempts=1,  # `Downloads` asks again, and knows how often everybody together may
         )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(objects.aclose)

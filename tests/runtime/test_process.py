@@ -15,8 +15,11 @@ import pytest
 from runtime.client import RuntimeClient, RuntimeLost
 from runtime.config import RuntimeConfig
 from runtime.errors import ConfigInvalid
+from runtime.process import _tiers
 from runtime.protocol import EXIT_CONFIG, SequenceOutput
+from storage.errors import StorageUnavailable
 from tests.runtime.serving import ask, sampling
+from tests.storage.objects.fault_proxy import before
 
 BASE = Path(__file__).parents[2] / "gateway" / "demo" / "data" / "base"
 
@@ -169,6 +172,25 @@ async def test_weights_that_cannot_be_used_end_it_with_a_sentence(tmp_path: Path
         errors = await runtime.errors()
         assert "nothing" in errors
         assert "Traceback" not in errors
+
+
+async def test_a_store_that_is_down_is_not_asked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget of retries is that of all questions: no layer below asks again by itself."""
+    monkeypatch.setattr("storage.downloads.FIRST_PAUSE_S", 0.0)
+    async with before(1) as proxy:
+        proxy.always = "throttle"
+        config = RuntimeConfig(
+            model="m", model_folder="-", tier_dir=str(tmp_path / "tier"), objects="s3", bucket="b", token="t",
+            endpoint=proxy.endpoint, access_key_id="a", secret_access_key="s", socket_path="-",
+        )  # fmt: skip
+        async with _tiers(config) as tiers, asyncio.timeout(30):
+            wanted = [f"{number:064x}" for number in range(20)]
+            asked = (tiers.fetch(digest, f"adapters/{digest}", 1000) for digest in wanted)
+            results = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(each) for each in results] == [StorageUnavailable] * 20
+            retries = tiers.stats()["object"].retries
+        assert 10 <= retries <= 14
+        assert len(proxy.gets) == 20 + retries
 
 
 def test_secrets_are_never_shown(tmp_path: Path) -> None:
