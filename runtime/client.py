@@ -24,6 +24,7 @@ from runtime.codec import decode_server, encode
 from runtime.errors import RuntimeLost as RuntimeLost
 from runtime.framing import FrameReader
 from runtime.peer import peer_pid
+from runtime.places import PlacesAsked, placed
 from runtime.protocol import (
     PROTOCOL_VERSION,
     Abort,
@@ -39,6 +40,7 @@ from runtime.protocol import (
     ModelInfo,
     Ping,
     Pins,
+    Places,
     Pong,
     Prefetch,
     ProtocolError,
@@ -50,6 +52,7 @@ from runtime.protocol import (
     Step,
     Submit,
     Welcome,
+    Where,
 )
 from runtime.stream import Beat, Stream
 
@@ -110,6 +113,7 @@ class RuntimeClient:
         self._pins: tuple[AdapterRef, ...] = ()
         self._on_connect: Callable[[], None] | None = None
         self._report: asyncio.Future[CacheReport] | None = None
+        self._places = PlacesAsked()
         self._unanswered = 0
         self._problem = "not connected yet"
         self.model: ModelInfo | None = None
@@ -269,6 +273,16 @@ class RuntimeClient:
         """The latest news of an adapter; None when there was none, or too long ago."""
         return self._statuses.get(digest)
 
+    async def adapter_statuses(self, digests: Sequence[str], timeout_s: float = 5.0) -> dict[str, AdapterStatus]:
+        """Where these adapters are now, and their latest way up; without those of which nothing is known.
+
+        Of a runtime that does not answer: the latest news.
+        """
+        places = None
+        if digests and self.ready:
+            places = await self._places.ask(self._tell, Where(next(self._ids), tuple(digests)), timeout_s)
+        return placed(digests, places, self._statuses)
+
     def _count_streams(self) -> None:
         if self._beat is not None:
             self._beat.num_streams = len(self._streams)
@@ -418,6 +432,8 @@ class RuntimeClient:
             case CacheReport():
                 if self._report is not None and not self._report.done():
                     self._report.set_result(frame)
+            case Places():
+                self._places.answered(frame)
             case Welcome() | Refused():
                 raise ProtocolError("a second answer to Hello")
 
@@ -432,6 +448,7 @@ class RuntimeClient:
         if self._report is not None and not self._report.done():
             self._report.set_exception(RuntimeLost(f"the runtime went away: {self._problem}"))
             self._report.exception()  # seen, should nobody ask any more
+        self._places.lost()
         for stream in self._streams.values():
             stream.fail(RuntimeLost(f"the runtime went away: {self._problem}"))
 

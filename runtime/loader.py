@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from runtime.adapter import MAX_LEASES, Way
 from runtime.protocol import AdapterRef, Failure, TierVisit
@@ -58,6 +58,10 @@ class AdapterTiers(Protocol):
 
     async def refill(self) -> int:
         """Brings what was used last from disk to memory."""
+        ...
+
+    def resident(self, digest: str) -> Literal["memory", "disk"] | None:
+        """The highest tier that holds the whole file now."""
         ...
 
     def stats(self) -> dict[TierName, TierStats]:

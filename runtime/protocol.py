@@ -14,7 +14,7 @@ from storage.geometry import Geometry
 from storage.records import Struct
 from storage.tier_records import TierStats
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_LOGIT_BIASES: Final = 300
 MAX_STOP_TOKENS: Final = 256
@@ -152,13 +152,20 @@ class CacheQuery(Struct, frozen=True, tag="cache_query"):
     number: int
 
 
+class Where(Struct, frozen=True, tag="where"):
+    """Asks in which tier each of these is: `Places` with the same number follows."""
+
+    number: int
+    digests: tuple[str, ...]
+
+
 class Ping(Struct, frozen=True, tag="ping"):
     """Sent every second; three missing `Pong`s count as a hung runtime."""
 
     sent_at: float
 
 
-ClientFrame = Hello | Submit | Abort | Prefetch | Forget | Pins | CacheQuery | Ping
+ClientFrame = Hello | Submit | Abort | Prefetch | Forget | Pins | CacheQuery | Where | Ping
 
 
 # runtime -> gateway
@@ -334,7 +341,14 @@ class CacheReport(Struct, frozen=True, tag="cache"):
     stats: Stats = Stats()
 
 
-ServerFrame = Welcome | Refused | Step | AdapterStatus | CacheReport | Pong
+class Places(Struct, frozen=True, tag="places"):
+    """The highest tier that has each of the adapters asked for, in their order; None for one that no tier has."""
+
+    number: int
+    tiers: tuple[Tier | None, ...]
+
+
+ServerFrame = Welcome | Refused | Step | AdapterStatus | CacheReport | Places | Pong
 
 
 class ProtocolError(Exception):

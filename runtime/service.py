@@ -46,6 +46,7 @@ from runtime.protocol import (
     ModelInfo,
     Ping,
     Pins,
+    Places,
     Pong,
     Prefetch,
     ProtocolError,
@@ -54,7 +55,9 @@ from runtime.protocol import (
     Stats,
     Step,
     Submit,
+    Tier,
     Welcome,
+    Where,
 )
 from runtime.tracing import SequenceSpans
 
@@ -93,6 +96,7 @@ class RuntimeService:
         self._loader = AdapterLoader(tiers, self._loaded, refill=refill)
         self._grammars = grammars
         self._connections: dict[int, Connection] = {}
+        self._on_device: set[str] = set()  # adapters
         self._numbers = itertools.count(1)
         self._conversations: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -264,6 +268,8 @@ class RuntimeService:
                 if not connection.asked_for_report:  # as with pings: one question at a time
                     connection.asked_for_report = True
                     self._thread.post(lambda engine: self._report(connection, number, engine))
+            case Where(number, digests):
+                connection.send(Places(number, tuple(self._place(digest) for digest in digests)))
             case Ping(sent_at):
                 # At most one question to the engine per connection: a hung engine must not pile them up.
                 if connection.ping_sent_at is None:
@@ -391,9 +397,16 @@ class RuntimeService:
             if outputs:
                 connection.send(Step(outputs))
         for status in result.statuses:
+            if status.resident == "device":
+                self._on_device.add(status.digest)
+            else:
+                self._on_device.discard(status.digest)
             for connection in list(self._connections.values()):
                 connection.send(status)
         self._note_ends()
+
+    def _place(self, digest: str) -> Tier | None:
+        return "device" if digest in self._on_device else self._tiers.resident(digest)
 
     def _answer_ping(self, connection: Connection, stats: Stats) -> None:
         sent_at, connection.ping_sent_at = connection.ping_sent_at, None

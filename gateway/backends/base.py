@@ -3,7 +3,7 @@
 Closing the iterator before its end (the caller went away) must free everything that the request holds.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.messages import Chunk, ResolvedRequest
@@ -21,8 +21,8 @@ class Backend(Protocol):
         """
         ...
 
-    def adapter_status(self, digest: str) -> AdapterStatus | None:
-        """Where an adapter is now and how it got there; None when this backend never saw it."""
+    async def adapter_statuses(self, digests: Sequence[str]) -> Mapping[str, AdapterStatus]:
+        """Where adapters are now and how they got there; without those that this backend has not and never saw."""
         ...
 
     async def prefetch(self, adapter: AdapterRef) -> None:

@@ -46,7 +46,7 @@ def raise_failure(failure: Failure, request: ResolvedRequest) -> NoReturn:
             raise BadInput(f"AiError: Bad input: Error: 'tools' cannot be enforced: {failure.message}", param="tools")
         case "adapter_missing":
             raise FinetuneNotFound(
-                f"AiError: AiError: Finetune {name} not found: its stored file is gone; upload it again"
+                f"AiError: AiError: Finetune {name} not found: its stored file is gone; upload it as a new version"
             )
         case "adapter_too_large":
             raise BadInput(f"finetune {name} cannot be served by this deployment: {failure.message}", param="lora")
@@ -57,7 +57,7 @@ def raise_failure(failure: Failure, request: ResolvedRequest) -> NoReturn:
             )
         case "adapter_corrupt":
             logger.error("log %s: adapter damaged: %s", request.log_id, failure.message)
-            raise InternalError(f"the stored file of finetune {name} is damaged; upload it again")
+            raise InternalError(f"the stored file of finetune {name} is damaged; upload it as a new version")
         case "internal":
             logger.error("log %s: runtime failure: %s", request.log_id, failure.message)
             raise InternalError("the model failed on this request; try again")

@@ -6,7 +6,7 @@ What a backend must free is countable here: `open` requests, `closed` ones that 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from gateway.backends.choices import side_by_side
@@ -98,9 +98,9 @@ class FakeBackend:
         async with asyncio.timeout(timeout_s), self.changed:
             await self.changed.wait_for(condition)
 
-    def adapter_status(self, digest: str) -> AdapterStatus | None:
-        """See `Backend.adapter_status`."""
-        return self._statuses.get(digest)
+    async def adapter_statuses(self, digests: Sequence[str]) -> Mapping[str, AdapterStatus]:
+        """See `Backend.adapter_statuses`."""
+        return {digest: self._statuses[digest] for digest in digests if digest in self._statuses}
 
     async def prefetch(self, adapter: AdapterRef) -> None:
         """See `Backend.prefetch`."""

@@ -7,7 +7,7 @@ goes away in the middle of an answer is an error at once: what it had said canno
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final, NamedTuple, TypeVar
 
@@ -129,9 +129,9 @@ class RuntimeBackend:
             if status is None or status.resident not in ("device", "memory"):
                 await self._client.prefetch(adapter_ref(adapter), soon=True)
 
-    def adapter_status(self, digest: str) -> AdapterStatus | None:
-        """See `Backend.adapter_status`."""
-        return self._client.adapter_status(digest)
+    async def adapter_statuses(self, digests: Sequence[str]) -> Mapping[str, AdapterStatus]:
+        """See `Backend.adapter_statuses`."""
+        return await self._client.adapter_statuses(digests)
 
     async def prefetch(self, adapter: AdapterRef) -> None:
         """See `Backend.prefetch`."""

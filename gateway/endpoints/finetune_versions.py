@@ -27,7 +27,7 @@ async def open_version(request: Request, identity: Identity, services: Services)
     body = await read_as(request, OpenVersion, MAX_BODY_BYTES, may_be_empty=True)
     account_id, name = identity.account_id, _name(request)
     finetune, version = await services.finetunes.versions.open(account_id, name, activate=body.activate)
-    return success(version_json(finetune, version, in_use(finetune, services), residency(finetune, services)))
+    return success(version_json(finetune, version, in_use(finetune, services), await residency(finetune, services)))
 
 
 async def list_versions(request: Request, identity: Identity, services: Services) -> Response:
@@ -35,7 +35,7 @@ async def list_versions(request: Request, identity: Identity, services: Services
     page = read_page(request.query_params)
     finetune = await services.finetunes.get(identity.account_id, _name(request))
     versions = finetune.versions[::-1]
-    used, where = in_use(finetune, services), residency(finetune, services)
+    used, where = in_use(finetune, services), await residency(finetune, services)
     items = [version_json(finetune, version, used, where) for version in page.cut(versions)]
     return success_page(items, page, len(versions))
 
@@ -43,7 +43,7 @@ async def list_versions(request: Request, identity: Identity, services: Services
 async def get_version(request: Request, identity: Identity, services: Services) -> Response:
     """GET one."""
     finetune, version = await services.finetunes.versions.get(identity.account_id, _name(request), _number(request))
-    return success(version_json(finetune, version, in_use(finetune, services), residency(finetune, services)))
+    return success(version_json(finetune, version, in_use(finetune, services), await residency(finetune, services)))
 
 
 async def delete_version(request: Request, identity: Identity, services: Services) -> Response:

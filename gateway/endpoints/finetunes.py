@@ -90,7 +90,7 @@ async def get(request: Request, identity: Identity, services: Services) -> Respo
             finetune = await services.finetunes.get(PUBLIC_ACCOUNT_ID, reference)
         except ObjectNotFound:
             raise error from None
-    return success(finetune_detail(finetune, in_use(finetune, services), residency(finetune, services)))
+    return success(finetune_detail(finetune, in_use(finetune, services), await residency(finetune, services)))
 
 
 async def describe(request: Request, identity: Identity, services: Services) -> Response:
@@ -179,10 +179,13 @@ def in_use(finetune: Finetune, services: Services) -> Callable[[int], int]:
     return lambda number: services.finetunes.uses.count(finetune.id, (number,))
 
 
-def residency(finetune: Finetune, services: Services) -> Residency | None:
-    """How to ask where a digest is; None without a backend."""
+async def residency(finetune: Finetune, services: Services) -> Residency | None:
+    """Where the digests of its versions are; None without a backend."""
     backend = services.backends.get(finetune.model)
-    return None if backend is None else backend.adapter_status
+    if backend is None:
+        return None
+    digests = [version.digest for version in finetune.versions if version.digest is not None]
+    return (await backend.adapter_statuses(digests)).get
 
 
 def both(method: Method, path: str, handler: Handler, permission: Permission) -> tuple[ApiRoute, ApiRoute]:

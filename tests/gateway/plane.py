@@ -1,7 +1,7 @@
 """The management plane on real parts: SQLite file, local objects, catalogue, route guard; only the backend records."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,10 +45,10 @@ class RecordingBackend:
         self.prefetched: list[AdapterRef] = []
         self.forgotten: list[str] = []
 
-    def adapter_status(self, digest: str) -> AdapterStatus | None:
-        if digest not in [adapter.digest for adapter in self.prefetched]:
-            return None
-        return AdapterStatus(digest, "memory", (TierVisit("disk", 0.002, 100), TierVisit("memory", 0.001, 100)))
+    async def adapter_statuses(self, digests: Sequence[str]) -> dict[str, AdapterStatus]:
+        seen = {adapter.digest for adapter in self.prefetched}
+        way = (TierVisit("disk", 0.002, 100), TierVisit("memory", 0.001, 100))
+        return {digest: AdapterStatus(digest, "memory", way) for digest in digests if digest in seen}
 
     async def prefetch(self, adapter: AdapterRef) -> None:
         self.prefetched.append(adapter)

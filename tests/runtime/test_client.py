@@ -13,6 +13,7 @@ from runtime.protocol import SequenceOutput
 from runtime.stream import MOST_UNMERGED, WAKE_S, Beat, Stream
 from tests.runtime.fakes import MODEL, answer, ref, submit
 from tests.runtime.serving import TOKEN, ask, sampling, serving
+from tests.storage.tier_checks import settled
 
 
 async def test_ready_tells_the_model(tmp_path: Path) -> None:
@@ -205,6 +206,39 @@ async def test_prefetch_brings_an_adapter_to_memory(tmp_path: Path) -> None:
         status = client.adapter_status(adapter.digest)
         assert status is not None
         assert [visit.tier for visit in status.visits] == ["object", "disk", "memory", "device"]
+
+
+async def test_where_adapters_are_is_asked_of_the_tiers(tmp_path: Path) -> None:
+    """News tell of ways up; who was pushed out of a tier since is found where it is."""
+    options = {"memory_bytes": 40_000, "disk_bytes": 2**20, "giants_share": 1.0}
+    async with serving(tmp_path, tier_options=options) as running, running.client() as client:
+        await client.wait_ready(5)
+        adapters = [await running.upload(0.1 * (n + 1), rank=64) for n in range(3)]  # the device has 64 rows
+        assert adapters[0].size_bytes * 2 < 40_000 < adapters[0].size_bytes * 3
+        digests = [adapter.digest for adapter in adapters]
+        assert await client.adapter_statuses(digests) == {}
+        for adapter in adapters:
+            await ask(client, adapter=adapter)
+            await settled(running.service._tiers)  # type: ignore[arg-type] # these are real tiers
+        found = await client.adapter_statuses(["0" * 64, *digests])
+        assert {digest: status.resident for digest, status in found.items()} == dict(
+            zip(digests, ("disk", "memory", "device"), strict=True)
+        )
+        assert [visit.tier for visit in found[digests[0]].visits] == ["object", "disk", "memory", "device"]
+        async with running.client(gateway_id="late") as late:
+            await late.wait_ready(5)
+            assert (await late.adapter_statuses(digests))[digests[0]].resident == "disk"
+        await client.forget(digests[0])
+        async with asyncio.timeout(5):
+            while digests[0] in await client.adapter_statuses(digests):
+                await asyncio.sleep(0.001)
+        await running.until(running=0)
+        running.stop.set()
+        await running.task
+        async with asyncio.timeout(5):
+            while client.ready:
+                await asyncio.sleep(0.001)
+        assert await client.adapter_statuses(digests) == {}
 
 
 async def test_forget_drops_an_adapter_from_every_tier(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class Conformance:
 
     async def test_adapters_and_readiness(self, harness: Harness) -> None:
         assert harness.backend.ready() is None
-        assert harness.backend.adapter_status("0" * 64) is None
+        assert await harness.backend.adapter_statuses(["0" * 64]) == {}
         await harness.backend.prefetch(AdapterRef("0" * 64, "adapters/none", 1, 8, "f"))
         await harness.backend.forget("0" * 64)
-        assert harness.backend.adapter_status("0" * 64) is None
+        assert await harness.backend.adapter_statuses(["0" * 64]) == {}

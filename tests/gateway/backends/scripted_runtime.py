@@ -16,6 +16,7 @@ from runtime.protocol import (
     Hello,
     ModelInfo,
     Ping,
+    Places,
     Pong,
     SequenceOutput,
     SequenceTiming,
@@ -24,6 +25,7 @@ from runtime.protocol import (
     Submit,
     TokenScore,
     Welcome,
+    Where,
 )
 
 EOS = 2
@@ -87,6 +89,8 @@ class ScriptedRuntime:
                             speaking[sequence_id].cancel()
                         case Forget(digest):
                             self.forgotten.append(digest)
+                        case Where(number, digests):
+                            writer.write(encode(Places(number, (None,) * len(digests))))
                         case _:
                             pass
                     async with self.news:

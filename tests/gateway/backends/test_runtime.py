@@ -195,7 +195,7 @@ async def test_ignoring_the_end_leaves_only_the_callers_own_stops(tmp_path: Path
     ("kind", "error", "said"),
     [
         ("overloaded", errors.OverCapacity, "Capacity temporarily exceeded"),
-        ("adapter_missing", errors.FinetuneNotFound, "upload it again"),
+        ("adapter_missing", errors.FinetuneNotFound, "upload it as a new version"),
         ("adapter_corrupt", errors.InternalError, "damaged"),
         ("adapter_too_large", errors.BadInput, "cannot be served"),
         ("adapter_unavailable", errors.StorageUnavailable, "cannot be read"),
