@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.departure import SCOPE_KEY, Departure
 from gateway.errors import BadInput, LorikeetError, RequestTimeout, RequestTooLarge
-from gateway.joined_head import JoinedHead
+from gateway.joined_writes import JoinedWrites
 from gateway.open_body import SCOPE_KEY as BODY_KEY
 from gateway.open_body import OpenBody
 from gateway.open_files import max_connections
@@ -69,7 +69,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = JoinedHead(transport, self.loop)  # type: ignore[assignment]  # as good as one for uvicorn
+        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]  # as good as one for uvicorn
         if len(self.connections) > max_connections():
             self._make_room()
         # A connection that never says a word is a head that never ends.
