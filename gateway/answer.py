@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.body_budget import BodyHold
 from gateway.choices import Choices
+from gateway.deadline import Deadline
 from gateway.departure import SCOPE_KEY as DEPARTURE_KEY
 from gateway.departure import Departure
 from gateway.errors import InternalError, LorikeetError, RequestTimeout, StorageUnavailable
@@ -78,9 +79,9 @@ class Answer(Response):
         announced = self._request.headers.get("content-length")
         try:
             account_id = self._identity.account_id
-            with self._services.bodies.reserve(account_id, announced, server.max_body_bytes) as hold:
-                async with asyncio.timeout(timeout_s):
-                    last = await self._converse(receive, send, hold)
+            bodies = self._services.bodies
+            with bodies.reserve(account_id, announced, server.max_body_bytes) as hold, Deadline(timeout_s):
+                last = await self._converse(receive, send, hold)
         except (CallerGone, ClientDisconnect):
             await self._abandoned()
             return

@@ -1,6 +1,6 @@
 """The composition root: opens every part in order, closes them in reverse, and joins the route table with middleware.
 
-    Tracing > Front (id, plain path, failures) > route table > the row's own guard > handler
+    Tracing > Front (id, plain path, failures) > known paths > route table > the row's own guard > handler
 
 `app.state.services` is there from start-up to shut-down. Tests give their own `backends`; nothing else can be replaced,
 because everything else runs anywhere.
@@ -39,6 +39,7 @@ from gateway.endpoints import embeddings, finetune_versions, health, identity, l
 from gateway.endpoints import finetunes as finetunes_endpoint
 from gateway.finetunes import Finetunes
 from gateway.ids import new_id
+from gateway.known_paths import KnownPaths
 from gateway.logs.log_store import LogStore
 from gateway.middleware.front import Front
 from gateway.middleware.telemetry import Tracing
@@ -106,7 +107,7 @@ class _App(Starlette):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Outermost first."""
-        return Tracing(Front(self.router.app))
+        return Tracing(Front(KnownPaths(self.router.routes, self.router.app)))
 
 
 @asynccontextmanager

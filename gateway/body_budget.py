@@ -6,9 +6,8 @@ so far. An account may hold at most as much as it leaves free: however many bodi
 is room for the others.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from gateway.errors import OverCapacity
 
@@ -16,13 +15,23 @@ FIRST_BYTES: Final = 16 * 1024  # what a body of unknown length takes at first
 
 
 class BodyHold:
-    """What one body holds of the budget."""
+    """What one body holds of the budget, from entering on until it is left."""
 
-    def __init__(self, budget: "BodyBudget", account_id: str, max_body_bytes: int) -> None:
+    def __init__(self, budget: "BodyBudget", account_id: str, first_bytes: int, max_body_bytes: int) -> None:
         self._budget = budget
         self._account_id = account_id
+        self._first_bytes = first_bytes
         self._max_body_bytes = max_body_bytes
         self.held_bytes = 0
+
+    def __enter__(self) -> Self:
+        self.cover(self._first_bytes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._budget.give_back(self._account_id, self.held_bytes)
 
     def cover(self, num_bytes: int) -> None:
         """Call with the number of bytes that have come so far. Raises OverCapacity."""
@@ -41,19 +50,14 @@ class BodyBudget:
         self.refused = 0
         self._held: dict[str, int] = {}
 
-    @contextmanager
-    def reserve(self, account_id: str, announced: str | None, max_body_bytes: int) -> Iterator[BodyHold]:
-        """Holds the bytes of one body. `announced` is its Content-Length. Raises OverCapacity.
+    def reserve(self, account_id: str, announced: str | None, max_body_bytes: int) -> BodyHold:
+        """For the bytes of one body. `announced` is its Content-Length. Entering it raises OverCapacity.
 
         A body is let in when nothing else is held, or a budget below the limit of one body would let none in.
         """
         known = announced is not None and announced.isascii() and announced.isdigit() and len(announced) < 19
-        hold = BodyHold(self, account_id, max_body_bytes)
-        try:
-            hold.cover(min(int(announced) if known and announced else FIRST_BYTES, max_body_bytes))
-            yield hold
-        finally:
-            self._give_back(account_id, hold.held_bytes)
+        first_bytes = min(int(announced) if known and announced else FIRST_BYTES, max_body_bytes)
+        return BodyHold(self, account_id, first_bytes, max_body_bytes)
 
     def take(self, account_id: str, num_bytes: int, own_bytes: int = 0) -> None:
         """`num_bytes` more for a body that holds `own_bytes`. Raises OverCapacity when it is not the only one and the
@@ -65,7 +69,8 @@ class BodyBudget:
         self._held[account_id] = held + num_bytes
         self.used_bytes += num_bytes
 
-    def _give_back(self, account_id: str, num_bytes: int) -> None:
+    def give_back(self, account_id: str, num_bytes: int) -> None:
+        """What `take` took."""
         self.used_bytes -= num_bytes
         left = self._held.get(account_id, 0) - num_bytes
         if left > 0:

@@ -1,10 +1,14 @@
-"""The headers of a request for those who ask them much: about twenty questions a request, each one look at a table."""
+"""A request for those who ask it much: about twenty questions for headers, each one look at a table, and three for the
+query string, of which there is none.
+"""
 
-from typing import Any
+from typing import Any, Final
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.types import Scope
+
+_NO_QUERY: Final = QueryParams()
 
 
 class IndexedHeaders(Headers):
@@ -41,6 +45,11 @@ class IndexedHeaders(Headers):
 
 class ApiRequest(Request):
     """A request with such headers."""
+
+    @property
+    def query_params(self) -> QueryParams:
+        """Not made where there are none."""
+        return super().query_params if self.scope["query_string"] else _NO_QUERY
 
     @property
     def headers(self) -> Headers:

@@ -69,7 +69,7 @@ class Front:
 
 
 def _plain(path: str) -> str:
-    if _CONTROL.search(path) or ".." in path.split("/"):
+    if _CONTROL.search(path) or (".." in path and ".." in path.split("/")):
         return _NOWHERE
     return path.rstrip("/") or "/" if path.endswith("/") and path != "/" else path
 
