@@ -1,4 +1,7 @@
-"""Running until a signal, such that whatever was opened is closed: SIGINT, SIGTERM and SIGHUP cancel the work."""
+"""Running until a signal, such that whatever was opened is closed: SIGINT, SIGTERM and SIGHUP cancel the work.
+
+A SIGHUP that is ignored from the start stays so: `nohup` means that the work outlives its terminal.
+"""
 
 import asyncio
 import contextlib
@@ -27,7 +30,8 @@ async def until_signalled(work: Coroutine[Any, Any, Any]) -> Any:
         received.append(number)
         task.cancel()
 
-    for number in SIGNALS:
+    heard = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    for number in heard:
         loop.add_signal_handler(number, interrupt, number)
     try:
         return await task
@@ -36,7 +40,7 @@ async def until_signalled(work: Coroutine[Any, Any, Any]) -> Any:
             raise Interrupted(received[0]) from None
         raise
     finally:
-        for number in SIGNALS:
+        for number in heard:
             loop.remove_signal_handler(number)
 
 
