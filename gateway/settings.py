@@ -22,7 +22,8 @@ DEMO_MODEL = "@cf/lorikeet/demo-lora"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+# Thirty years are as good as for ever, and finite: the children get the settings as JSON, which has no infinity.
+Seconds = Annotated[float, Meta(gt=0, le=1_000_000_000)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Memory = Literal["auto"] | Share | Annotated[int, Meta(ge=1024**2)]
 
@@ -91,7 +92,7 @@ class Tiers(_Section, frozen=True):
     disk_policy: PolicyName = "gdsf"
     path: str = ""
     giants_share: Share = 0.25
-    negative_ttl_s: Annotated[float, Meta(ge=0)] = 5.0
+    negative_ttl_s: Annotated[float, Meta(ge=0, le=1_000_000_000)] = 5.0
     refill: bool = True
     warm_up: tuple[str, ...] = ()
     warm_up_recent: Annotated[int, Meta(ge=0, le=10_000)] = 0
@@ -232,8 +233,9 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
         return msgspec.convert(tree, Settings, strict=True)
     except msgspec.ValidationError as error:
         key, text = _explain(tree, str(error))
-        variable = ENV_PREFIX + key.upper().replace(".", "__")
-        raise SettingsError(f"{text} (in {variable if variable in variables else file})") from error
+        stem = ENV_PREFIX + key.upper().replace(".", "__")
+        sources = [name for name in variables if name == stem or name.startswith(stem + "__")]  # a section, by a field
+        raise SettingsError(f"{text} (in {', '.join(sources) or file})") from error
 
 
 def inherited_environ() -> dict[str, str]:

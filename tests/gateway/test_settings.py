@@ -81,6 +81,8 @@ def test_a_file_in_the_working_folder_is_read(tmp_path: Path, monkeypatch: pytes
         ("[models.'@cf/a/b']\npath = '/w'\ntoken = 7", r"models\.@cf/a/b\.token = \*\*\*: not allowed"),
         ("[runtime]\ntoken = 7", r"runtime\.token = \*\*\*: not allowed"),
         ("[telemetry]\nsample_ratio = 2.0", r"telemetry\.sample_ratio = 2\.0: .* a number >= 0 and <= 1"),
+        ("[server]\nrequest_timeout_s = inf", r"request_timeout_s = inf: .* a number > 0 and <= 1000000000"),
+        ("[tiers]\nnegative_ttl_s = inf", r"negative_ttl_s = inf: .* a number >= 0 and <= 1000000000"),
         ("demo_model = 'yes'", r"demo_model = 'yes': not allowed; it must be true or false"),
         ("server = 3", r"server = 3: not allowed; it must be a section"),
         ("[models.'@cf/a/b']\npaht = '/w'", r"models\.@cf/a/b.*paht|models\.@cf/a/b.*path"),
@@ -103,6 +105,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     [
         ("LORIKEET_SERVER__PORT", "http", r"server\.port = 'http'.*\(in LORIKEET_SERVER__PORT\)"),
         ("LORIKEET_NOPE", "1", r"nope: unknown key.*\(in LORIKEET_NOPE\)"),
+        ("LORIKEET_SRVER__PORT", "1", r"srver: unknown key.*\(in LORIKEET_SRVER__PORT\)"),
         ("LORIKEET_DATA_DIR__X", "1", r"LORIKEET_DATA_DIR__X: data_dir is a value, not a section|data_dir = "),
     ],
 )
