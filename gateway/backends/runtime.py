@@ -16,7 +16,7 @@ import msgspec
 from gateway.backends.answer_text import AnswerText
 from gateway.backends.choices import choice_seed, side_by_side
 from gateway.backends.failures import raise_failure, unavailable
-from gateway.backends.sampling import sampling_params
+from gateway.backends.sampling import context_length, sampling_params
 from gateway.errors import BadInput, ContextExceeded
 from gateway.messages import ChatRequest, Chunk, ResolvedAdapter, ResolvedRequest
 from gateway.text.scored_tokens import ScoredTokens
@@ -158,14 +158,14 @@ class RuntimeBackend:
             raise BadInput(f"AiError: Bad input: Error: {error}", param="tools") from error
         except PromptTooLong as error:
             raise ContextExceeded(
-                f"the prompt has over {error.least} tokens; the model's context window has {window}: send less text"
+                f"{context_length(window)}, and the prompt has over {error.least}: send less text"
             ) from error
         if not prompt:
             raise BadInput("AiError: Bad input: Error: the prompt has no tokens; send some text", param="prompt")
         if len(prompt) >= window:
             raise ContextExceeded(
-                f"the prompt has {len(prompt)} tokens; the model's context window has {window}, for prompt and answer "
-                "together: send less text"
+                f"{context_length(window)}, for prompt and answer together, and the prompt has {len(prompt)}: "
+                "send less text"
             )
         return prompt
 

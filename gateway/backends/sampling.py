@@ -11,6 +11,12 @@ from runtime.protocol import ModelInfo, SamplingParams
 MAX_SCORES: Final = 128 * 1024
 
 
+def context_length(window: int) -> str:
+    """How every refusal of too long a prompt begins. In OpenAI's words: LiteLLM and agents look for them, to try again
+    with less text or another model."""
+    return f"This model's maximum context length is {window} tokens (its context window)"
+
+
 def sampling_params(
     asked: ChatRequest, num_prompt: int, window: int, info: ModelInfo, eos_token_id: int | None
 ) -> SamplingParams:
@@ -22,8 +28,8 @@ def sampling_params(
     wanted, room = asked.sampling, window - num_prompt
     if wanted.max_tokens_given and wanted.max_tokens > room:
         raise ContextExceeded(
-            f"the prompt has {num_prompt} tokens and max_tokens is {wanted.max_tokens}, together more than the "
-            f"model's context window of {window}: ask for at most {room} tokens or send less text",
+            f"{context_length(window)}, and the prompt has {num_prompt} and max_tokens is {wanted.max_tokens}: ask for "
+            f"at most {room} tokens or send less text",
             param="max_tokens",
         )
     _check_ids("stop_token_ids", wanted.stop_token_ids, info.vocab_size)

@@ -332,9 +332,9 @@ async def test_a_long_prompt_does_not_hold_up_the_loop(tmp_path: Path) -> None:
                 worst = max(worst, time.monotonic() - before)
 
         watching = asyncio.ensure_future(watch())
-        with pytest.raises(errors.ContextExceeded):
+        with pytest.raises(errors.ContextExceeded, match=r"^This model's maximum context length is \d+ tokens"):
             await answer(backend, resolved("word " * 2000))
-        with pytest.raises(errors.ContextExceeded):
+        with pytest.raises(errors.ContextExceeded, match=r"^This model's maximum context length is \d+ tokens"):
             await answer(backend, resolved("é" * 5_000_000))
         done = True
         await watching
