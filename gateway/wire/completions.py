@@ -18,11 +18,19 @@ from gateway.wire.envelope import error_body
 
 _encode = msgspec.json.Encoder().encode
 MAX_LOGPROBS: Final = 5
+_OneText = Annotated[
+    str | list[str] | None,
+    said(
+        "Text to continue, or a list of one.",
+        type=["string", "array"], minLength=1, minItems=1, maxItems=1, items={"type": "string", "minLength": 1},
+    ),
+]  # fmt: skip
 
 
 class CompletionBody(Body):
     """What is refused is named here, because leaving it out silently would change the answer."""
 
+    prompt: _OneText = None  # type: ignore[assignment]  # wider than elsewhere; one text before anybody else reads it
     seed: Annotated[Scalar, ranged("integer", *ANY_SEED, "Makes sampling repeatable.")] = None
     logprobs: Annotated[Scalar, ranged("integer", 0, MAX_LOGPROBS, "Alternatives told beside each token.")] = None
     raw: Annotated[Scalar, said("false wraps the prompt in the chat template.", type="boolean", default=True)] = None
@@ -40,6 +48,10 @@ def parse(body: bytes, query: Iterable[tuple[str, str]] = ()) -> ChatRequest:
     model = chat_body.required_model(fields)
     if fields.messages is not None:
         chat_body.bad("'messages' belong to /ai/v1/chat/completions; send 'prompt' here", "messages")
+    if isinstance(fields.prompt, list):  # LangChain and evaluation harnesses send even one as a list
+        if len(fields.prompt) != 1:
+            chat_body.bad("'prompt' must be one text, or a list of one; send one request per prompt", "prompt")
+        fields.prompt = fields.prompt[0]
     if fields.prompt is None:
         chat_body.bad("'prompt' is missing; send one text", "prompt")
     if chat_body.flag("echo", fields.echo) or fields.suffix:

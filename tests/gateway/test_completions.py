@@ -59,6 +59,9 @@ async def test_lora_is_honoured_in_body_and_query(stack: Stack) -> None:
         ({"model": DEMO_MODEL}, "prompt"),
         ({"model": DEMO_MODEL, "prompt": ""}, "prompt"),
         ({"model": DEMO_MODEL, "prompt": ["a", "b"]}, "prompt"),
+        ({"model": DEMO_MODEL, "prompt": []}, "prompt"),
+        ({"model": DEMO_MODEL, "prompt": [""]}, "prompt"),
+        ({"model": DEMO_MODEL, "prompt": [1, 2]}, "prompt"),
         ({"model": DEMO_MODEL, "prompt": "x", "messages": []}, "messages"),
         ({"model": DEMO_MODEL, "prompt": "x", "echo": True}, "echo"),
         ({"model": DEMO_MODEL, "prompt": "x", "suffix": "y"}, "suffix"),
@@ -74,6 +77,12 @@ async def test_bad_bodies(stack: Stack, body: Any, param: str) -> None:
     assert (error["param"], error["code"], error["type"]) == (param, "5006", "invalid_request_error")
     assert f"'{param}" in error["message"]
     assert stack.fake.requests == []
+
+
+async def test_a_list_of_one_prompt_is_that_prompt(stack: Stack, client: openai.AsyncOpenAI) -> None:
+    """LangChain's completions send nothing else."""
+    await client.completions.create(model=DEMO_MODEL, prompt=["which hall opens"])
+    assert [asked.request.prompt for asked in stack.fake.requests] == ["which hall opens"]
 
 
 async def test_the_stream_ends_with_done(stack: Stack) -> None:
