@@ -67,11 +67,14 @@ class TableRoute(Route):
             row.path, Guarded(row) if isinstance(row, ApiRoute) else Open(row), methods=[row.method], name=row.path
         )
         self.row = row
+        self.allowed = set(self.methods or ())  # and those of the other rows of this path
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises MethodNotSupported where only the path matched."""
         if self.methods is not None and scope["method"] not in self.methods:
-            raise MethodNotSupported(f"{printable(scope['method'], 16)} not supported for requested URI.")
+            raise MethodNotSupported(
+                f"{printable(scope['method'], 16)} not supported for requested URI.", tuple(sorted(self.allowed))
+            )
         await self.app(scope, receive, send)
 
 
@@ -82,7 +85,11 @@ def build_routes(rows: Sequence[ApiRoute | PublicRoute]) -> list[TableRoute]:
         for earlier in routes:
             if earlier.row.method == row.method and earlier.path_regex.match(row.path):
                 raise ValueError(f"{row.path} can never be reached: {earlier.row.path} stands before it")
-        routes.append(TableRoute(row))
+        route = TableRoute(row)
+        for sibling in (earlier for earlier in routes if earlier.row.path == row.path):
+            sibling.allowed |= route.allowed
+            route.allowed |= sibling.allowed
+        routes.append(route)
     return routes
 
 

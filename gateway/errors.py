@@ -91,8 +91,14 @@ class ObjectNotFound(InvalidRequest):
 
 
 class MethodNotSupported(InvalidRequest):
+    """`allowed`: the methods that the path has, for the `Allow` header."""
+
     status = 405
     code = 7001
+
+    def __init__(self, message: str, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class BadQuery(InvalidRequest):

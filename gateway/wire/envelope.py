@@ -19,6 +19,7 @@ from gateway.errors import (
     BadQuery,
     InternalError,
     LorikeetError,
+    MethodNotSupported,
     RequestTimeout,
     RequestTooLarge,
     StorageUnavailable,
@@ -117,7 +118,7 @@ def error_body(error: LorikeetError, *, openai: bool = False) -> dict[str, Any]:
 
 
 def error_headers(error: LorikeetError) -> dict[str, str]:
-    """Retry-After in whole seconds where trying again may help; how to authenticate after a 401.
+    """Retry-After in whole seconds where trying again may help; how to ask after a 401 or 405.
 
     Where the rest of a body may still be on its way, the connection ends: nobody waits for what is not wanted.
     """
@@ -128,6 +129,8 @@ def error_headers(error: LorikeetError) -> dict[str, str]:
         headers["x-should-retry"] = "false"  # the SDKs would send it twice more, and each would take as long
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, MethodNotSupported):
+        headers["allow"] = ", ".join(error.allowed)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return headers

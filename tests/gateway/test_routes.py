@@ -128,3 +128,4 @@ async def test_a_wrong_method(stack: Stack, row: ApiRoute | PublicRoute) -> None
         return
     assert answer.status_code == 405
     assert answer.json()["errors"][0]["message"] == f"{wrong} not supported for requested URI."
+    assert set(answer.headers["allow"].split(", ")) == methods | ({"HEAD"} if "GET" in methods else set())
