@@ -1,5 +1,6 @@
 """The `lorikeet` command: each group is a file in `commands/`; this file joins them and prints errors as sentences."""
 
+import errno
 import sys
 
 import typer
@@ -50,6 +51,11 @@ def main() -> None:
     except CommandFailed as failure:
         print(f"lorikeet: {failure}", file=sys.stderr)
         raise SystemExit(failure.exit_code) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # of a table, say: the output's device is full, and a trace would not help
+            raise
+        print(f"lorikeet: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

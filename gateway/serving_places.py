@@ -63,6 +63,13 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise StartFailed(
-            f"cannot listen on {host} port {port} ({os.strerror(error.errno) if error.errno else error}); choose "
+            f"cannot listen on {host} port {port} ({_reason(error)}); choose "
             "another with --host and --port, or LORIKEET_SERVER__HOST and LORIKEET_SERVER__PORT"
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    """In the system's words; those of a name that has no address come from the resolver, with numbers of its own."""
+    if not error.errno or error.errno < 0:
+        return str(error.strerror or error)
+    return os.strerror(error.errno)

@@ -44,6 +44,8 @@ def export(
         with contextlib.nullcontext(sys.stdout.buffer) if output is None else output.open("wb") as file:
             lines = api.copy(f"/ai-gateway/gateways/{gateway}/logs/export", params, file)
             file.flush()
+    except BrokenPipeError:
+        raise  # `| head` has what it wanted: the command ends without a word, as other filters do
     except OSError as error:
         raise CommandFailed(f"{output or 'standard output'}: cannot be written ({error.strerror})") from error
     print(
