@@ -2,7 +2,7 @@
 
     DISCONNECTED > (connect, Hello, Welcome) > READY > (closed, refused or hung) > DISCONNECTED > ...
 
-One owned task connects, reads frames, and reconnects with back-off for as long as the client is open; a second one
+One owned task connects, waits for the end, and reconnects with back-off for as long as the client is open; a second one
 sends a Ping every interval. Each sequence has a `_Stream` that holds at most one merged output, so a slow reader costs
 no more than the tokens of its own answer. When the connection ends, for whatever reason, every waiting stream ends at
 once with `RuntimeLost`. Restarting a runtime is the supervisor's work: `on_hung` tells it.
@@ -22,7 +22,7 @@ import cachetools
 
 from runtime.codec import decode_server, encode
 from runtime.errors import RuntimeLost as RuntimeLost
-from runtime.framing import FrameReader
+from runtime.framing import FrameStream
 from runtime.peer import peer_pid
 from runtime.places import PlacesAsked, placed
 from runtime.protocol import (
@@ -347,17 +347,12 @@ class RuntimeClient:
             self._writer = writer
             writer.write(encode(Hello(PROTOCOL_VERSION, self._token, self._gateway_id)))
             await writer.drain()
-            frames = FrameReader(reader)
-            bodies = await frames.arrived()
-        self._greeted(decode_server(bodies[0]) if bodies else None)
+            body = await reader.first()
+        self._greeted(None if body is None else decode_server(body))
         try:
             async with asyncio.TaskGroup() as tasks:
                 pings = tasks.create_task(self._ping(writer))
-                bodies = bodies[1:] or await frames.arrived()
-                while bodies:
-                    for body in bodies:
-                        self._take(decode_server(body))
-                    bodies = await frames.arrived()
+                await reader.deliver(self._arrived)
                 pings.cancel()
         except BaseExceptionGroup as group:
             # The reader's own error or the pinger's: one of them ended the connection, the other was cancelled.
@@ -365,12 +360,17 @@ class RuntimeClient:
         self._problem = "the runtime closed the connection"
         return True
 
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._socket_path is not None:
-            reader, writer = await asyncio.open_unix_connection(str(self._socket_path))
-            self.pid = peer_pid(writer)
-            return reader, writer
-        return await asyncio.open_connection(self._host, self._port)
+    async def _open(self) -> tuple[FrameStream, asyncio.StreamWriter]:
+        loop, reader = asyncio.get_running_loop(), FrameStream()
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        if self._socket_path is None:
+            assert self._host is not None, "one of the two is given"
+            transport, _ = await loop.create_connection(lambda: protocol, self._host, self._port or 0)
+            return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        transport, _ = await loop.create_unix_connection(lambda: protocol, str(self._socket_path))
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        self.pid = peer_pid(writer)
+        return reader, writer
 
     def _greeted(self, frame: ServerFrame | None) -> None:
         if isinstance(frame, Refused):
@@ -417,6 +417,9 @@ class RuntimeClient:
         self._problem = problem
         if self._on_hung is not None and self.pid is not None:
             self._on_hung(self.pid)
+
+    def _arrived(self, body: bytes) -> None:
+        self._take(decode_server(body))
 
     def _take(self, frame: ServerFrame) -> None:
         match frame:

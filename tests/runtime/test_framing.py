@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.framing import FrameReader
+from runtime.framing import FrameStream
 from runtime.protocol import ProtocolError
 
 
@@ -18,20 +18,21 @@ def framed(*bodies: bytes) -> bytes:
 
 async def read_all(reads: list[bytes], max_bytes: int = 1 << 24) -> list[bytes]:
     """What comes of a stream that brings these reads one after the other."""
-    stream = asyncio.StreamReader()
-    frames = FrameReader(stream, max_bytes)
+    frames = FrameStream(max_bytes)
     found: list[bytes] = []
 
     async def read() -> None:
-        while bodies := await frames.arrived():
-            found.extend(bodies)
+        body = await frames.first()
+        if body is not None:
+            found.append(body)
+            await frames.deliver(found.append)
 
     reading = asyncio.create_task(read())
     for data in reads:
         await asyncio.sleep(0)
-        stream.feed_data(data)
+        frames.feed_data(data)
         await asyncio.sleep(0)
-    stream.feed_eof()
+    frames.feed_eof()
     await reading
     return found
 
@@ -44,10 +45,45 @@ def test_no_cut_changes_what_is_read(bodies: list[bytes], cuts: list[int]) -> No
     assert asyncio.run(read_all(reads)) == bodies
 
 
-async def test_what_came_in_one_read_is_given_at_once() -> None:
-    stream = asyncio.StreamReader()
-    stream.feed_data(framed(b"a", b"", b"ccc") + b"\0\0")
-    assert await FrameReader(stream).arrived() == [b"a", b"", b"ccc"]
+async def test_what_came_before_anybody_asked_is_given_first() -> None:
+    frames, found = FrameStream(), list[bytes]()
+    frames.feed_data(framed(b"a", b"", b"ccc") + b"\0\0")
+    assert await frames.first() == b"a"
+    delivering = asyncio.create_task(frames.deliver(found.append))
+    await asyncio.sleep(0)
+    assert found == [b"", b"ccc"]
+    frames.feed_data(b"\0\1d")
+    assert found == [b"", b"ccc", b"d"]  # at once: nothing was waited for
+    frames.feed_eof()
+    await delivering
+
+
+async def test_what_the_taker_raises_ends_the_delivery() -> None:
+    frames, found = FrameStream(), list[bytes]()
+
+    def take(body: bytes) -> None:
+        if body == b"bad":
+            raise ProtocolError("this one")
+        found.append(body)
+
+    frames.feed_data(framed(b"first"))
+    await frames.first()
+    delivering = asyncio.create_task(frames.deliver(take))
+    await asyncio.sleep(0)
+    frames.feed_data(framed(b"good", b"bad", b"more"))
+    frames.feed_data(framed(b"still more"))
+    with pytest.raises(ProtocolError, match="this one"):
+        await delivering
+    assert found == [b"good"]
+
+
+async def test_a_connection_that_breaks_is_told_to_who_waits() -> None:
+    frames = FrameStream()
+    waiting = asyncio.create_task(frames.first())
+    await asyncio.sleep(0)
+    frames.set_exception(ConnectionResetError("gone"))
+    with pytest.raises(ConnectionResetError):
+        await waiting
 
 
 async def test_a_large_frame_is_put_together() -> None:
@@ -65,9 +101,8 @@ async def test_a_close_inside_a_frame_is_an_error(cut: int) -> None:
 
 
 async def test_a_frame_over_the_limit_is_refused_after_those_before_it() -> None:
-    stream = asyncio.StreamReader()
-    stream.feed_data(framed(b"good") + struct.pack(">I", 100))
-    frames = FrameReader(stream, 99)
-    assert await frames.arrived() == [b"good"]
+    frames = FrameStream(99)
+    frames.feed_data(framed(b"good") + struct.pack(">I", 100))
+    assert await frames.first() == b"good"
     with pytest.raises(ProtocolError, match="at most 99"):
-        await frames.arrived()
+        await frames.deliver(lambda body: None)
