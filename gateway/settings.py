@@ -210,9 +210,12 @@ class Settings(_Section, frozen=True):
 
 
 def adapter_limits(settings: Settings) -> Adapters:
-    """What an upload may be here: the limits, and no rank that the device pool could never hold."""
+    """What an upload may be here: the limits, and nothing that the device pool or a memory tier of that size can never
+    hold, for it would only be refused when it is used.
+    """
     rank = min(settings.adapters.max_rank, settings.runtime.adapter_rows)
-    return msgspec.structs.replace(settings.adapters, max_rank=rank)
+    size = min(settings.adapters.max_bytes, settings.tiers.memory_bytes or settings.adapters.max_bytes)
+    return msgspec.structs.replace(settings.adapters, max_rank=rank, max_bytes=size)
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -43,6 +43,16 @@ def test_no_rank_is_taken_that_the_device_pool_could_never_hold(tmp_path: Path) 
     assert adapter_limits(load(_write(tmp_path, '[adapters]\nlimits = "today"'), {})).max_rank == 32
 
 
+def test_no_size_is_taken_that_the_memory_tier_could_never_hold(tmp_path: Path) -> None:
+    for tiers, size in (
+        ("memory_bytes = 64_000_000", 64_000_000),
+        ("memory_bytes = 9_000_000_000", 300_000_000),
+        ("", 300_000_000),
+    ):
+        settings = load(_write(tmp_path, f'[adapters]\nlimits = "today"\n[tiers]\n{tiers}'), {})
+        assert adapter_limits(settings).max_bytes == size
+
+
 def test_environment_overrides_the_file(tmp_path: Path) -> None:
     path = _write(tmp_path, '[server]\nport = 1000\nhost = "::1"\n[models."@cf/google/gemma-2b-it-lora"]\npath = "/w"')
     settings = load(path, {"LORIKEET_SERVER__PORT": "2000", "LORIKEET_DATA_DIR": "/var/lib/lorikeet"})
