@@ -193,7 +193,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answers with the refusal's own status, if there is one, and closes."""
         status, text = self._refusal or (400, msg)
-        if self.cycle is not None and self.cycle.response_started:
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()  # a second head inside an answer would be worse than none
             return
         url: bytes = getattr(self, "url", b"")  # there is none before the first byte of a request

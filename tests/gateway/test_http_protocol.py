@@ -150,6 +150,30 @@ async def test_bad_framing_is_refused_and_closed(port: int, data: bytes, status:
         _check_envelope(reply, {400: 5006, 414: 3006, 431: 3006}[status])
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /a/%2e%2e/b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n" + HIDDEN, 400),
+        (POST + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nab" + HIDDEN, 400),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
+    ],
+)
+async def test_a_refusal_is_told_on_a_connection_that_was_used_before(port: int, data: bytes, status: int) -> None:
+    """As every client's pool does it; a reset would look like a server that has fallen over."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(5):
+        await reader.readuntil(b"ok")
+        writer.write(data)
+        reply = await reader.read()
+    writer.close()
+    assert reply.startswith(b"HTTP/1.1 %d" % status)
+    assert SEEN == ["/first"]
+    _check_envelope(reply, {400: 5006, 414: 3006, 431: 3006}[status])
+
+
 def _check_envelope(reply: bytes, code: int) -> None:
     head, _, body = reply.partition(b"\r\n\r\n")
     assert b"connection: close" in head.lower()
