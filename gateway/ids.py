@@ -39,6 +39,7 @@ class Uuid7:
         self._last = 0
         self._random: Iterator[tuple[int, ...]] = iter(())
         self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self.forget)
 
     def forget(self) -> None:
         """A fork has the same bytes as its parent: it may not use them."""
@@ -64,7 +65,6 @@ class Uuid7:
 
 
 uuid7: Final = Uuid7()
-os.register_at_fork(after_in_child=uuid7.forget)
 
 
 def new_id() -> str:
