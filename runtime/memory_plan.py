@@ -25,7 +25,7 @@ CUDA_PROCESS_BYTES: Final = 1024 * 1024**2
 # `kv_bytes`: it would cut every caller's context without a word.
 LEAST_TOKENS: Final = 2048
 # Tokens of one pass of the CPU's kernels (`layers/cpu_step.py`), whose workspace is there from the start.
-LEAST_STEP_TOKENS: Final = 256
+LEAST_STEP_TOKENS: Final = 512
 # On a card: what adapters are copied to before they are scattered (`layers/adapter_copies.py`) is at most this.
 STAGING_BYTES: Final = 128 * 1024**2
 # On a card: set aside for the graphs of decode steps and the libraries' workspaces. An estimate, until it is measured.
@@ -187,7 +187,7 @@ def _working(model: ModelSize, limits: Limits, longest: int, item: int) -> int:
     tokens = max(limits.step_tokens, LEAST_STEP_TOKENS)
     activations = tokens * 4 * (2 * widths + 4 * geometry.hidden_size)
     # On torch, keys and values of one sequence, gathered and repeated for every head, and one decode group beside it;
-    # the CPU's kernels need less: the scores of 16 queries for each thread.
+    # the CPU's kernels need less: 4 MB of scores for each thread, or those of 16 queries.
     attention = 2 * longest * 2 * geometry.num_heads * geometry.head_dim * item
     if limits.on_card:
         # Cosines and sines of two rotations; the kernels gather nothing, and leave parts of rows in a few MB.

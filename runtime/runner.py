@@ -92,7 +92,7 @@ class TorchRunner(HeldBase):
         rotations = Rotations(config.kinds, geometry.head_dim, limits.max_positions, torch_device)
         if torch_device.type == "cpu" and compiling.available:
             if not compiling.is_compiled(dtype):
-                logger.info("compiling the kernels for this processor, which takes some ten seconds, once")
+                logger.info("compiling the kernels for this processor, which takes some fifteen seconds, once")
                 compiling.compile_elsewhere(dtype)
             from runtime.models.cpu_program import CpuProgram
 

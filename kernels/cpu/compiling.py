@@ -3,7 +3,7 @@
 What was compiled is kept in a folder named for the contents of every file of this package and for Numba's version, so
 that a changed kernel is never served by old code: Numba itself looks at one file only. The folder lies in this
 package's `__pycache__`, where Python keeps its own compiled code, or else in the user's cache; it must belong to this
-user. Where neither can be had, every process compiles anew, some ten seconds for each dtype.
+user. Where neither can be had, every process compiles anew, some fifteen seconds for each dtype.
 
 Without Numba there are no CPU kernels: `available` is False and the torch references do the work.
 """

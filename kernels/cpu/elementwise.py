@@ -106,13 +106,18 @@ def soft_cap(x: int, columns: int, cap: Any) -> None:
 @compiled
 def softmax(x: int, first: int, count: int, columns: int) -> Any:
     """Weights e^(x - max) of x[first : first + count], in place and zero outside; returns the sum of the weights."""
-    numbers = floats(x, columns)
     greatest = _greatest(x + first * 4, count)
-    for i in range(first):
-        numbers[i] = np.float32(0)
-    for i in range(first, first + count):
-        weight = exp(numbers[i] - greatest)
-        numbers[i] = np.float32(0) if weight < _NO_WEIGHT else weight  # keeps NaN
-    for i in range(first + count, columns):
-        numbers[i] = np.float32(0)
+    _clear(x, first)
+    seen = floats(x + first * 4, count)  # loops from 0 become vector code; from elsewhere an index might be negative
+    for i in range(count):
+        weight = exp(seen[i] - greatest)
+        seen[i] = np.float32(0) if weight < _NO_WEIGHT else weight  # keeps NaN
+    _clear(x + (first + count) * 4, columns - first - count)
     return _sum(x, columns)
+
+
+@compiled
+def _clear(x: int, columns: int) -> None:
+    numbers = floats(x, columns)
+    for i in range(columns):
+        numbers[i] = np.float32(0)

@@ -33,7 +33,7 @@ def execute(
         r, f = program.records[i], program.numbers[i]
         kind = r[c.KIND]
         if kind == c.PROJECT:
-            project(marker, r, step, control, threads, logits)
+            project(marker, r, step, control, threads, scratch, logits)
         elif kind == c.HEADS:
             heads(marker, r, f, step, control, scratch)
         elif kind == c.ATTEND:
@@ -56,7 +56,7 @@ def execute(
 
 
 def prepare(dtype: str) -> None:
-    """Compiles `execute` for weights of this dtype, or finds it compiled: ten seconds, or a tenth of one."""
+    """Compiles `execute` for weights of this dtype, or finds it compiled: fifteen seconds, or a tenth of one."""
     step = c.Step(*(np.zeros(shape, np.int64) for shape in ((0, 4), (0, 4), 0, (0, 5), 0, 0)))
     execute(MARKERS[dtype], c.program([]), step, 0, 0, 1, 0, 0, 0)
     note_compiled(dtype)

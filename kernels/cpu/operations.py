@@ -12,9 +12,12 @@ import numpy as np
 from kernels.cpu import records as c
 from kernels.cpu.compiling import compiled
 from kernels.cpu.elementwise import add, floats, gelu_mul, rms_norm, rotate, silu_mul, soft_cap
+from kernels.cpu.many_rows import MANY, multiply, pack_group, pack_strips, packed_bytes
+from kernels.cpu.panels import GROUPS
 from kernels.cpu.rows import AHEAD, axpy, dot, narrow, widen
-from kernels.cpu.team import take
+from kernels.cpu.team import barrier, take
 from kernels.cpu.tiles import byte_at, element_bytes, first_greatest, weave
+from kernels.cpu.vectors import LANES
 
 # A chunk of a projection's weights: small enough that all threads end together, and that it stays in the second-level
 # cache while every tile of rows goes through it; large enough that the waits at its start do not count.
@@ -22,6 +25,10 @@ LEAST_CHUNK_BYTES: Final = 32 * 1024
 MOST_CHUNK_BYTES: Final = 192 * 1024
 CHUNKS_PER_THREAD: Final = 4
 COLUMN_CHUNK: Final = 512
+
+# What a thread packs of the weights at a time: it stays in the second-level cache while all rows go through it.
+PANEL: Final = GROUPS * LANES
+PANEL_BYTES: Final = 512 * 1024
 
 
 @compiled
@@ -44,13 +51,16 @@ def embed(marker: Any, r: Any, f: Any, step: Any, control: int) -> None:
 
 
 @compiled
-def project(marker: Any, r: Any, step: Any, control: int, threads: int, logits: int) -> None:
+def project(marker: Any, r: Any, step: Any, control: int, threads: int, scratch: int, logits: int) -> None:
     """Y = X WEIGHT^T without bias, and SHRUNK = X A^T of the segments; Y is `logits` for the SAMPLED rows."""
     inputs, outputs = r[c.INPUTS], r[c.OUTPUTS]
     row_bytes = inputs * element_bytes(marker)
     rows, y = len(step.tokens), r[c.Y]
     if r[c.SAMPLED]:
         rows, y = len(step.sampled), logits
+    if rows >= MANY:
+        _project_many(marker, r, step, control, threads, scratch, rows, y)
+        return
     chunk_bytes = outputs * row_bytes // (threads * CHUNKS_PER_THREAD)
     chunk_bytes = min(max(chunk_bytes, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
     chunk = max(chunk_bytes // row_bytes // 8 * 8, 8)
@@ -69,6 +79,43 @@ def project(marker: Any, r: Any, step: Any, control: int, threads: int, logits: 
             x, xs, ys = r[c.X], r[c.X_STRIDE], r[c.Y_STRIDE]
             dot(marker, x, xs, rows, weight, row_bytes, columns, y + first * 4, ys, inputs, AHEAD, then)
         item = following
+
+
+@compiled
+def _project_many(marker: Any, r: Any, step: Any, control: int, threads: int, scratch: int, rows: int, y: int) -> None:
+    """`project` by panels: X is packed once for all threads, weights by the thread that takes them."""
+    inputs, outputs, xs = r[c.INPUTS], r[c.OUTPUTS], r[c.X_STRIDE]
+    row_bytes = inputs * element_bytes(marker)
+    shrinks = len(step.segments) * r[c.SLICES]
+    while True:
+        item = take(control, 1)
+        first = (item - shrinks) * LANES
+        if first >= rows:
+            break
+        if item < shrinks:
+            _shrink(marker, r, step.segments[item // r[c.SLICES]], item % r[c.SLICES])
+        else:
+            place = r[c.PACKED] + packed_bytes(first, inputs)
+            pack_strips(r[c.X] + first * xs, xs, min(LANES, rows - first), inputs, place, scratch)
+    barrier(control, threads)
+    panels = min(PANEL_BYTES // packed_bytes(PANEL, inputs), outputs // (PANEL * threads * CHUNKS_PER_THREAD))
+    chunk = PANEL * max(panels, 1)
+    groups = scratch + 8 * LANES
+    while True:
+        first = take(control, 1) * chunk
+        if first >= outputs:
+            break
+        columns = min(chunk, outputs - first)
+        for column in range(0, columns, LANES):
+            weight = r[c.WEIGHT] + (first + column) * row_bytes
+            count = min(LANES, columns - column)
+            pack_group(marker, weight, row_bytes, count, inputs, groups + packed_bytes(column, inputs), scratch)
+        multiply(r[c.PACKED], rows, groups, columns, y + first * 4, r[c.Y_STRIDE], inputs)
+
+
+def project_scratch_bytes(inputs: int) -> int:
+    """Of each thread, for a projection of this width."""
+    return 8 * LANES + max(PANEL_BYTES, PANEL * -(-inputs // LANES) * LANES * 4)
 
 
 @compiled

@@ -20,7 +20,8 @@ GELU, SAMPLED = range(21, 23)
 A, A_SLICE, B, SCALING, SCALING_STRIDE, TOUCHED, TOUCHED_STRIDE, SLICES = range(23, 31)
 SLICE_WIDTH = 31  # and the two after it
 SHRUNK, SHRUNK_STRIDE, SHRUNK_SLICE = range(34, 37)
-COLUMNS: Final = 37
+PACKED = 37  # where X is packed when it has many rows (`many_rows.py`)
+COLUMNS: Final = 38
 
 # Numbers of all operations.
 EPS, SCALE, SOFT_CAP = range(3)

@@ -90,7 +90,7 @@ def dot(
         ahead, jump = 0, 0
 
 
-def _axpy_band(height: int, vectors: int) -> Callable[..., None]:
+def axpy_band(height: int, vectors: int) -> Callable[..., None]:
     """`axpy` for exactly `height` rows."""
     tile, single = axpy_tile(height, vectors), axpy_tile(height, 1)
     rest = axpy_tile(height, 1, partial=True)
@@ -111,8 +111,8 @@ def _axpy_band(height: int, vectors: int) -> Callable[..., None]:
     return band
 
 
-_axpy_4 = _axpy_band(4, 2)
-_axpy_1 = _axpy_band(1, 4)
+_axpy_4 = axpy_band(4, 2)
+_axpy_1 = axpy_band(1, 4)
 
 
 @compiled

@@ -56,12 +56,12 @@ def dot_tile(rows: int, columns: int) -> Callable[..., None]:
     def tile(_: Any, marker: Any, x: Any, xs: Any, w: Any, ws: Any, y: Any, ys: Any, k: Any, ahead: Any) -> Any:
         def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
             _, x, xs, w, ws, y, ys, size, ahead = arguments
-            x_rows, w_rows = _rows(builder, x, xs, rows), _rows(builder, w, ws, columns)
-            sums = [_sum(builder) for _ in range(rows * columns)]
+            x_rows, w_rows = row_addresses(builder, x, xs, rows), row_addresses(builder, w, ws, columns)
+            sums = [vector_place(builder) for _ in range(rows * columns)]
 
             def multiply(at: Any, weights: Sequence[Any], mask: Any) -> None:
                 for m, row in enumerate(x_rows):
-                    place = _element(builder, row, at, 4)
+                    place = element(builder, row, at, 4)
                     numbers = (
                         load(builder, types.float32, place)
                         if mask is None
@@ -72,21 +72,21 @@ def dot_tile(rows: int, columns: int) -> Callable[..., None]:
                         builder.store(multiply_add(builder, numbers, weight, builder.load(place)), place)
 
             whole = builder.and_(size, constant(-BLOCK))
-            with _counting(builder, constant(0), whole, BLOCK) as at:
-                places = [_element(builder, row, at, ELEMENT_BYTES[marker]) for row in w_rows]
+            with counting(builder, constant(0), whole, BLOCK) as at:
+                places = [element(builder, row, at, ELEMENT_BYTES[marker]) for row in w_rows]
                 for place in places:
                     for line in range(0, BLOCK * ELEMENT_BYTES[marker], LINE_BYTES):
                         prefetch(builder, builder.add(place, builder.add(ahead, constant(line))))
                 pairs = [load_pair(builder, marker, place) for place in places]
                 for part in range(2):
                     multiply(builder.add(at, constant(part * LANES)), [pair[part] for pair in pairs], None)
-            with _counting(builder, whole, size, LANES) as at:
+            with counting(builder, whole, size, LANES) as at:
                 mask = first_lanes(builder, builder.sub(size, at))
-                places = [_element(builder, row, at, ELEMENT_BYTES[marker]) for row in w_rows]
+                places = [element(builder, row, at, ELEMENT_BYTES[marker]) for row in w_rows]
                 multiply(at, [load_first(builder, marker, place, mask) for place in places], mask)
             for index, total in enumerate(lane_sums(builder, [builder.load(place) for place in sums])):
                 m, n = divmod(index, columns)
-                store(builder, total, builder.add(_element(builder, y, constant(n), 4), builder.mul(ys, constant(m))))
+                store(builder, total, builder.add(element(builder, y, constant(n), 4), builder.mul(ys, constant(m))))
             return context.get_dummy_value()
 
         return types.void(marker, *(types.int64,) * 8), generate
@@ -109,24 +109,22 @@ def axpy_tile(rows: int, vectors: int, *, partial: bool = False) -> Callable[...
             masks = [first_lanes(builder, builder.sub(columns, constant(part * LANES))) for part in range(vectors)]
 
             def read(kind: Any, row: Any) -> list[Any]:
-                places = [
-                    _element(builder, row, constant(part * LANES), ELEMENT_BYTES[kind]) for part in range(vectors)
-                ]
+                places = [element(builder, row, constant(part * LANES), ELEMENT_BYTES[kind]) for part in range(vectors)]
                 if partial:
                     return [load_first(builder, kind, place, mask) for place, mask in zip(places, masks, strict=True)]
                 return [load(builder, kind, place) for place in places]
 
-            a_rows, y_rows = _rows(builder, a, a_stride, rows), _rows(builder, y, ys, rows)
-            sums = [[_sum(builder, start) for start in read(types.float32, row)] for row in y_rows]
-            with _counting(builder, constant(0), count, 1) as j:
+            a_rows, y_rows = row_addresses(builder, a, a_stride, rows), row_addresses(builder, y, ys, rows)
+            sums = [[vector_place(builder, start) for start in read(types.float32, row)] for row in y_rows]
+            with counting(builder, constant(0), count, 1) as j:
                 numbers = read(marker, builder.add(b, builder.mul(bs, j)))
                 for factors, totals in zip(a_rows, sums, strict=True):
-                    factor = builder.load(pointer(builder, _element(builder, factors, j, 4), F32))
+                    factor = builder.load(pointer(builder, element(builder, factors, j, 4), F32))
                     for total, number in zip(totals, numbers, strict=True):
                         builder.store(multiply_add(builder, splat(builder, factor), number, builder.load(total)), total)
             for row, totals in zip(y_rows, sums, strict=True):
                 for part, (total, mask) in enumerate(zip(totals, masks, strict=True)):
-                    place = _element(builder, row, constant(part * LANES), 4)
+                    place = element(builder, row, constant(part * LANES), 4)
                     store_narrow(builder, types.float32, builder.load(total), place, mask if partial else None)
             return context.get_dummy_value()
 
@@ -143,7 +141,7 @@ def reduction(kind: str) -> Callable[..., Any]:
         def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
             x, count = arguments
             least = ir.Constant(VECTOR, [float("-inf")] * LANES)
-            total = _sum(builder, least if kind == "greatest" else None)
+            total = vector_place(builder, least if kind == "greatest" else None)
 
             def take(numbers: Any) -> None:
                 so_far = builder.load(total)
@@ -155,12 +153,12 @@ def reduction(kind: str) -> Callable[..., Any]:
                     builder.store(_greater(builder, numbers, so_far), total)
 
             whole = builder.and_(count, constant(-LANES))
-            with _counting(builder, constant(0), whole, LANES) as at:
-                take(load(builder, types.float32, _element(builder, x, at, 4)))
-            with _counting(builder, whole, count, LANES) as at:
+            with counting(builder, constant(0), whole, LANES) as at:
+                take(load(builder, types.float32, element(builder, x, at, 4)))
+            with counting(builder, whole, count, LANES) as at:
                 mask = first_lanes(builder, builder.sub(count, at))
                 other = float("-inf") if kind == "greatest" else 0.0
-                take(load_first(builder, types.float32, _element(builder, x, at, 4), mask, other))
+                take(load_first(builder, types.float32, element(builder, x, at, 4), mask, other))
             end = builder.load(total)
             if kind != "greatest":
                 return lane_sums(builder, [end])[0]
@@ -181,8 +179,8 @@ def first_greatest(_: Any, x: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
         x, count = arguments
         indices = ir.VectorType(ir.IntType(64), LANES)
-        greatest = _sum(builder, ir.Constant(VECTOR, [float("-inf")] * LANES))
-        spoilt = _sum(builder)
+        greatest = vector_place(builder, ir.Constant(VECTOR, [float("-inf")] * LANES))
+        spoilt = vector_place(builder)
         where = cgutils.alloca_once(builder, indices)
         builder.store(ir.Constant(indices, [-1] * LANES), where)
         lanes = ir.Constant(indices, list(range(LANES)))
@@ -200,11 +198,11 @@ def first_greatest(_: Any, x: Any, count: Any) -> Any:
             )
 
         whole = builder.and_(count, constant(-LANES))
-        with _counting(builder, constant(0), whole, LANES) as at:
-            take(at, load(builder, types.float32, _element(builder, x, at, 4)), None)
-        with _counting(builder, whole, count, LANES) as at:
+        with counting(builder, constant(0), whole, LANES) as at:
+            take(at, load(builder, types.float32, element(builder, x, at, 4)), None)
+        with counting(builder, whole, count, LANES) as at:
             mask = first_lanes(builder, builder.sub(count, at))
-            take(at, load_first(builder, types.float32, _element(builder, x, at, 4), mask, float("-inf")), mask)
+            take(at, load_first(builder, types.float32, element(builder, x, at, 4), mask, float("-inf")), mask)
         best, place = (_lane(builder, builder.load(vector), 0) for vector in (greatest, where))
         for lane in range(1, LANES):
             other, its = (_lane(builder, builder.load(vector), lane) for vector in (greatest, where))
@@ -252,8 +250,8 @@ def weave(_: Any, marker: Any, x: Any, columns: Any) -> Any:
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
         _, x, columns = arguments
         if marker == types.uint16:
-            with _counting(builder, constant(0), builder.and_(columns, constant(-BLOCK)), BLOCK) as at:
-                places = [_element(builder, builder.add(x, constant(part * LANES * 4)), at, 4) for part in range(2)]
+            with counting(builder, constant(0), builder.and_(columns, constant(-BLOCK)), BLOCK) as at:
+                places = [element(builder, builder.add(x, constant(part * LANES * 4)), at, 4) for part in range(2)]
                 first, second = (load(builder, types.float32, place) for place in places)
                 for part, place in enumerate(places):
                     lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(part, BLOCK, 2)))
@@ -298,15 +296,15 @@ def converting(*, narrow: bool, partial: bool) -> Callable[..., None]:
     return convert
 
 
-def _rows(builder: Any, address: Any, stride: Any, count: int) -> list[Any]:
+def row_addresses(builder: Any, address: Any, stride: Any, count: int) -> list[Any]:
     return [builder.add(address, builder.mul(stride, constant(row))) for row in range(count)]
 
 
-def _element(builder: Any, address: Any, index: Any, width: int) -> Any:
+def element(builder: Any, address: Any, index: Any, width: int) -> Any:
     return builder.add(address, builder.mul(index, constant(width)))
 
 
-def _sum(builder: Any, start: Any = None) -> Any:
+def vector_place(builder: Any, start: Any = None) -> Any:
     """A place for a vector, which LLVM makes a register."""
     place = cgutils.alloca_once(builder, VECTOR)
     builder.store(ir.Constant(VECTOR, None) if start is None else start, place)
@@ -314,7 +312,7 @@ def _sum(builder: Any, start: Any = None) -> Any:
 
 
 @contextmanager
-def _counting(builder: Any, start: Any, stop: Any, step: int) -> Iterator[Any]:
+def counting(builder: Any, start: Any, stop: Any, step: int) -> Iterator[Any]:
     """The body of a loop over start, start + step ... below stop."""
     with cgutils.for_range_slice(builder, start, stop, constant(step), inc=True) as (index, _):
         yield index

@@ -10,11 +10,12 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernels.cpu.attention import tile_tokens
 from kernels.cpu.records import Step
 from runtime.batch import BASE_SLOT, Row
 from runtime.layers.adapter_pool import AdapterPool
 
-PASS_TOKENS: Final = 256
+PASS_TOKENS: Final = 512
 
 Numbers = npt.NDArray[np.int64]
 
@@ -35,10 +36,12 @@ class _Part(NamedTuple):
 
 
 class PassBuilder:
-    """Knows the block size and the pool; keeps nothing between steps. tile_tokens: `attention.tile_tokens`."""
+    """Knows the pool, the block size and the heads; keeps nothing between steps."""
 
-    def __init__(self, pool: AdapterPool, block_tokens: int, tile_tokens: int, pass_tokens: int = PASS_TOKENS) -> None:
-        self._pool, self._block_tokens, self._tile_tokens = pool, block_tokens, tile_tokens
+    def __init__(
+        self, pool: AdapterPool, block_tokens: int, num_heads: int, kv_heads: int, pass_tokens: int = PASS_TOKENS
+    ) -> None:
+        self._pool, self._block_tokens, self._heads = pool, block_tokens, (num_heads, kv_heads)
         self._pass_tokens = pass_tokens
 
     def build(self, rows: Sequence[Row]) -> Iterator[Pass]:
@@ -82,9 +85,9 @@ class PassBuilder:
                 positions.extend(span)
                 cells.extend(table[position // size] * size + position % size for position in span)
                 owners.extend([segment] * count)
+                most = tile_tokens(*self._heads, start + count)
                 tiles.extend(
-                    (at + skip, min(self._tile_tokens, count - skip), start + skip, len(blocks))
-                    for skip in range(0, count, self._tile_tokens)
+                    (at + skip, min(most, count - skip), start + skip, len(blocks)) for skip in range(0, count, most)
                 )
             blocks.extend(table[: (start + count - 1) // size + 1])
             if row.samples and first + count == len(row.token_ids):

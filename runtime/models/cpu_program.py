@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from kernels.cpu import records as c
-from kernels.cpu.attention import scratch_bytes, tile_tokens, weaves
+from kernels.cpu.attention import scratch_bytes, weaves
 from kernels.cpu.executing import execute, prepare
+from kernels.cpu.operations import project_scratch_bytes
 from kernels.cpu.team import Team
-from kernels.cpu.vectors import MARKERS
+from kernels.cpu.vectors import LANES, MARKERS
 from runtime.batch import Row
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.cpu_step import PASS_TOKENS, Pass, PassBuilder
@@ -52,14 +53,17 @@ class CpuProgram:
         self._attended = _Rows(PASS_TOKENS, heads[0] * geometry.head_dim)
         self._gate_up = _Rows(PASS_TOKENS, 2 * geometry.intermediate_size)
         self._shrunk = _Rows(3 * PASS_TOKENS, pool.num_rows)
-        scratch = scratch_bytes(*heads, geometry.head_dim, max_positions, cache.block_tokens)
-        self._scratch = _Rows(threads, max(scratch // 4, pool.num_rows))
+        widest = max(geometry.hidden_size, heads[0] * geometry.head_dim, geometry.intermediate_size)
+        self._packed = _Rows(-(-PASS_TOKENS // LANES) * LANES, -(-widest // LANES) * LANES)
+        scratch = scratch_bytes(*heads, geometry.head_dim, max_positions)
+        scratch = max(scratch, project_scratch_bytes(widest), pool.num_rows * 4)
+        self._scratch = _Rows(threads, -(-scratch // 4))
         self._kept: list[torch.Tensor] = []
         self._program = c.program(self._operations())
         dtype = str(decoder.head.dtype).removeprefix("torch.")
         self._marker = MARKERS[dtype]
         prepare(dtype)
-        self._passes = PassBuilder(pool, cache.block_tokens, tile_tokens(*heads))
+        self._passes = PassBuilder(pool, cache.block_tokens, *heads)
         self._team = Team(threads)
 
     def forward(self, rows: tuple[Row, ...]) -> Logits:
@@ -118,6 +122,7 @@ class CpuProgram:
             operations += self._layer(index, layer, following)
         gather = {**_into(self._hidden), c.OUTPUTS: size, **self._norm_into(self._normed, decoder.norm)}
         head = {c.WEIGHT: decoder.head.data_ptr(), c.INPUTS: size, c.OUTPUTS: config.vocab_size, c.SAMPLED: 1}
+        head[c.PACKED] = self._packed.address
         logits = {c.Y_STRIDE: config.vocab_size * 4, c.OUTPUTS: config.vocab_size}
         operations += [
             ({c.KIND: c.GATHER, **gather}, {c.EPS: config.norm_eps}),
@@ -174,7 +179,7 @@ class CpuProgram:
 
     def _project(self, linear: LoraLinear, x: "_Rows", y: "_Rows") -> Operation:
         outputs, inputs = linear.weight.shape
-        weight = {c.WEIGHT: linear.weight.data_ptr(), c.INPUTS: inputs}
+        weight = {c.WEIGHT: linear.weight.data_ptr(), c.INPUTS: inputs, c.PACKED: self._packed.address}
         return {c.KIND: c.PROJECT, **_into(x), **_out_of(y, outputs), **weight, **self._adapters(linear)}, {}
 
     def _adapters(self, linear: LoraLinear) -> Columns:

@@ -100,7 +100,7 @@ def test_any_batch_gives_torchs_logits(runners: Runners, sequences: list[tuple[i
 def test_a_prompt_longer_than_a_pass_beside_others(runners: Runners) -> None:
     program, reference = runners
     longest = program.max_sequence_tokens
-    lengths = [(BASE_SLOT, [longest - 4, 4]), (1, [min(longest, 300)]), (2, [1, 1, 1])]
+    lengths = [(BASE_SLOT, [longest - 4, 4]), (0, [longest]), (1, [min(longest, 300)]), (2, [1, 1, 1])]
     for batch in steps(lengths):
         assert sum(len(row.token_ids) for row in batch.rows) > PASS_TOKENS or batch.rows[0].start
         found, wanted = program.logits(batch), reference.logits(batch)
