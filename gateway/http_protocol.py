@@ -62,6 +62,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._closing_since: float | None = None
         self._refusal: tuple[int, str] | None = None
+        self._waits = False  # the refusal, for the answers to the requests before
         self._watch: asyncio.TimerHandle | None = None
         self._reader_stalled: asyncio.TimerHandle | None = None
 
@@ -101,6 +102,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             self._take(data[start : start + MAX_SLICE])
 
     def _take(self, data: bytes) -> None:
+        if self._waits:
+            return
         if self._phase == "idle":
             self._enter("head")
         self._received += len(data)
@@ -111,7 +114,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self._phase == "body":
             self._framing += len(data)
         super().data_received(data)
-        if self._phase == "body" and self._framing > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._waits or self.transport.is_closing():
+            return
+        if self._phase == "body" and self._framing > MAX_HEAD_BYTES:
             self._refusal = (431, "Chunk extensions or trailers too large.")
             self.send_400_response("")
 
@@ -187,13 +192,23 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The next pipelined request begins. uvicorn reads on at every answer: requests come faster than answers go."""
         super().on_response_complete()
-        if self.pipeline:
+        if self.pipeline or self._waits:
             self.flow.pause_reading()
+        if self._waits and (self._running is None or self._running.response_complete):
+            self._waits = False
+            self.send_400_response("")
 
     def send_400_response(self, msg: str) -> None:
-        """Answers with the refusal's own status, if there is one, and closes."""
-        status, text = self._refusal or (400, msg)
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        """Answers with the refusal's own status, if there is one, and closes; after the answers that are due before."""
+        self._refusal = status, text = self._refusal or (400, msg)
+        running = self._running is not None and not self._running.response_complete
+        if running and not (self._phase == "body" and self.cycle is self._running):
+            if self.pipeline and self._phase == "body":
+                self.pipeline.popleft()  # the newest, which is the one refused
+            self._waits = True
+            self.flow.pause_reading()
+            return
+        if running and self.cycle is not None and self.cycle.response_started:
             self.transport.abort()  # a second head inside an answer would be worse than none
             return
         url: bytes = getattr(self, "url", b"")  # there is none before the first byte of a request
@@ -244,8 +259,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             and not self.flow.read_paused  # the app is slow, not the peer
             and waited > BODY_GRACE_S + self._received / MIN_BODY_RATE
         )
-        if late and not self.transport.is_closing():
+        if late and not self._waits and not self.transport.is_closing():
             self._refusal = (408, "The request did not arrive in time.")
             self.send_400_response("")
-            return
         self._watch = self.loop.call_later(CHECK_S, self._check)

@@ -53,6 +53,9 @@ async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         EVENTS["gone"].set()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return
+    if scope["path"] == "/held":
+        EVENTS["waiting"].set()
+        await EVENTS["release"].wait()
     if scope["path"] == "/watch":
         scope[DEPARTURE_KEY].watch(EVENTS["gone"].set)
         EVENTS["waiting"].set()
@@ -71,7 +74,7 @@ class _Server(uvicorn.Server):
 async def port() -> AsyncIterator[int]:
     for seen in (SEEN, HEADERS, WROTE):
         seen.clear()
-    EVENTS.update(waiting=asyncio.Event(), gone=asyncio.Event())
+    EVENTS.update(waiting=asyncio.Event(), gone=asyncio.Event(), release=asyncio.Event())
     server = _Server(uvicorn.Config(_app, port=0, http=GuardedHttpProtocol, lifespan="off", log_config=None))
     serving = asyncio.ensure_future(server.serve())
     while not server.started:
@@ -172,6 +175,40 @@ async def test_a_refusal_is_told_on_a_connection_that_was_used_before(port: int,
     assert reply.startswith(b"HTTP/1.1 %d" % status)
     assert SEEN == ["/first"]
     _check_envelope(reply, {400: 5006, 414: 3006, 431: 3006}[status])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"GET /a/%2e%2e/b HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN,
+        b"GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n" + HIDDEN,
+        b"nothing that is HTTP\r\n\r\n" + HIDDEN,
+        b"POST /bad HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + HIDDEN,
+        b"POST /bad HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;" + b"a" * 90_000,
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_refusal_waits_for_the_answers_before_it(port: int, bad: bytes, at_once: bool) -> None:
+    """A caller takes the first answer for that to its first request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    good = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\nGET /second HTTP/1.1\r\nHost: x\r\n\r\n"
+    writer.write(good + (bad if at_once else b""))
+    async with asyncio.timeout(10):
+        await EVENTS["waiting"].wait()
+        if not at_once:
+            writer.write(bad)
+        for _ in range(50):  # turns of the loop, which is the server's too: nothing must come meanwhile
+            await asyncio.sleep(0)
+        assert not reader._buffer  # type: ignore[attr-defined]
+        EVENTS["release"].set()
+        first, second = [await reader.readuntil(b"ok") for _ in range(2)]
+        refusal = await reader.read()
+    writer.close()
+    assert first.startswith(b"HTTP/1.1 200")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert refusal.startswith(b"HTTP/1.1 4")
+    assert refusal.count(b"HTTP/1.1") == 1
+    assert SEEN == ["/held", "/second"]
 
 
 def _check_envelope(reply: bytes, code: int) -> None:
