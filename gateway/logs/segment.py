@@ -21,6 +21,8 @@ DAMAGED_SUFFIX: Final = ".damaged"
 HEADER_BYTES: Final = 28
 FRAME_HEADER_BYTES: Final = 8
 MAX_PAYLOAD_BYTES: Final = 1 << 30
+_SEARCHED_BYTES: Final = 1 << 20
+_SEARCH_WORK_BYTES: Final = 256 << 20
 _MAGIC: Final = b"LRKTLOG1"
 _HEADER: Final = struct.Struct("<8sQQ")
 _U32: Final = struct.Struct("<I")
@@ -85,12 +87,21 @@ def encode_frame(seed: int, payload: bytes) -> bytes:
 
 
 def read_seed(disk: Disk, segment_id: str) -> int:
-    """The crc seed from a segment's header. Raises ObjectCorrupt when it is torn, ObjectMissing."""
+    """The crc seed from a segment's header. Raises ObjectCorrupt when it is torn, ObjectMissing.
+
+    A header that has gone bad behind whole frames costs no record: the seed stands in it twice, as its bytes and as
+    their crc, and the first frame tells which of the two is still right.
+    """
     head = disk.read(file_name(segment_id), 0, HEADER_BYTES)
-    if len(head) == HEADER_BYTES and head.startswith(_MAGIC):
-        seed = zlib.crc32(head[: _HEADER.size])
-        if _U32.unpack_from(head, _HEADER.size)[0] == seed:
-            return seed
+    if len(head) == HEADER_BYTES:
+        computed, written = zlib.crc32(head[: _HEADER.size]), _U32.unpack_from(head, _HEADER.size)[0]
+        if computed == written and head.startswith(_MAGIC):
+            return computed
+        if computed != written:
+            end = disk.size(file_name(segment_id))
+            for seed in (written, computed):
+                if read_frames(disk, segment_id, seed, HEADER_BYTES, end, max_bytes=FRAME_HEADER_BYTES).frames:
+                    return int(seed)
     raise ObjectCorrupt(f"{segment_id}: not a log segment, or its header is torn")
 
 
@@ -136,6 +147,27 @@ def valid_end(disk: Disk, segment_id: str, seed: int) -> int:
             break
         position = found.next_offset
     return position
+
+
+def frame_behind(disk: Disk, segment_id: str, seed: int, start: int) -> bool:
+    """Whether a frame stands somewhere behind `start`, where none begins: then the bytes there are damage, and no tail
+    that a crash tore. Also True where that cannot be told with little work.
+
+    Raises ObjectMissing, StorageUnavailable.
+    """
+    data = disk.read(file_name(segment_id), start + 1, _SEARCHED_BYTES + 1)
+    if len(data) > _SEARCHED_BYTES:
+        return True
+    work, zero = 0, data.find(0, 3)  # what fits here has a length whose fourth byte is 0
+    while zero >= 0 and work <= _SEARCH_WORK_BYTES:
+        position = zero - 3
+        length = _U32.unpack_from(data, position)[0]
+        if position + FRAME_HEADER_BYTES + length <= len(data):
+            work += length
+            if _frame_at(data, position, seed) is not None:
+                return True
+        zero = data.find(0, zero + 1)
+    return zero >= 0
 
 
 def _frame_at(data: bytes, position: int, seed: int) -> bytes | None:

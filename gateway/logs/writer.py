@@ -22,6 +22,7 @@ from gateway.logs.segment import (
     encode_frame,
     encode_header,
     file_name,
+    frame_behind,
     new_segment_id,
     read_seed,
     segment_id_of,
@@ -54,13 +55,18 @@ def _repair(disk: Disk, segment_id: str, size: int) -> int:
     """Cuts the torn tail of the newest segment and returns its length, 0 when not even the header is whole.
 
     A torn header means that the crash came before the segment's first frame, so nothing in it was ever acknowledged.
+    Where frames stand behind the bad bytes, these are damage and no torn tail: what was acknowledged may be among them,
+    so they stay, as in an older segment.
     """
     try:
         seed = read_seed(disk, segment_id)
     except ObjectCorrupt:
         return 0
     end = valid_end(disk, segment_id, seed)
-    if end < size:
+    if end < size and frame_behind(disk, segment_id, seed, end):
+        logger.error("log segment %s: damaged behind byte %d; its %d bytes are kept", segment_id, end, size)
+        end = size
+    elif end < size:
         logger.warning("log segment %s: %d bytes of torn tail cut off", segment_id, size - end)
     # Also when nothing is torn: what the crash left in the page cache must be on the medium before it is relied on.
     disk.truncate(file_name(segment_id), end)

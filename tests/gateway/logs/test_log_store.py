@@ -251,6 +251,26 @@ async def test_damage_in_the_middle_costs_its_tail_and_keeps_the_file(house: Hou
     await store.aclose()
 
 
+async def test_damage_amid_the_newest_segment_keeps_the_file_too(house: House) -> None:
+    """What a server finds at its start: nothing younger stands beside the damaged segment."""
+    store = await house.store()
+    good, bad, cut_off = record("good"), record("bad"), record("cut off")
+    for each in (good, bad, cut_off):
+        await store.append(each)
+    await store.aclose()
+    (segment,) = house.segments()
+    path = house.folder / "logs" / segment
+    await _rows_forgotten(house)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in the second of three
+    path.write_bytes(data)
+    store = await house.store()
+    assert [row["id"] for row in (await store.list(ACME, "default", LogQuery())).rows] == [good.id]
+    await _archived(house)
+    assert Path(str(path).replace(".wal", ".damaged")).read_bytes() == bytes(data)
+    await store.aclose()
+
+
 async def test_readers_do_not_wait_long_for_a_row_store_that_is_behind(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
