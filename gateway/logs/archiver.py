@@ -20,7 +20,7 @@ from gateway.logs.counters import LogCounters
 from gateway.logs.disk import Disk
 from gateway.logs.record import LogRecord
 from gateway.logs.rows import decode_record
-from gateway.logs.segment import DAMAGED_SUFFIX, HEADER_BYTES, file_name, read_frames, read_seed
+from gateway.logs.segment import DAMAGED_SUFFIX, HEADER_BYTES, file_name, read_frames, read_seed, valid_end
 from storage.database import Database
 from storage.errors import ObjectCorrupt, ObjectMissing
 from storage.objects.base import ObjectStore
@@ -88,12 +88,24 @@ class Archiver:
         """All steps for one segment, those already done before a crash included."""
         if await self._key_of(segment_id) is None:
             await self._store(segment_id)
-        if damaged:
+        if damaged or not await self._threads.run(self._is_whole, segment_id):
             with suppress(ObjectMissing):
                 await self._threads.run(self._disk.rename, file_name(segment_id), segment_id + DAMAGED_SUFFIX)
         else:
             await self._threads.run(self._disk.remove, file_name(segment_id))
         self._counters.bodies_archived += 1
+
+    def _is_whole(self, segment_id: str) -> bool:
+        """Asked of the file itself before it goes: it may have gone bad after its rows were shipped, and then it holds
+        bodies that are nowhere else."""
+        try:
+            seed = read_seed(self._disk, segment_id)
+            return valid_end(self._disk, segment_id, seed) == self._disk.size(file_name(segment_id))
+        except ObjectCorrupt:
+            logger.error("log segment %s has a damaged header", segment_id)
+            return False
+        except ObjectMissing:  # an earlier try has removed it
+            return True
 
     async def _key_of(self, segment_id: str) -> str | None:
         async with self._database.read() as connection:

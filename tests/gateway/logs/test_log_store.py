@@ -271,6 +271,27 @@ async def test_damage_amid_the_newest_segment_keeps_the_file_too(house: House) -
     await store.aclose()
 
 
+async def test_a_segment_that_went_bad_after_its_rows_were_shipped_is_kept(house: House) -> None:
+    """Its bodies are nowhere else: those behind the damage would go with the file."""
+    store = await house.store()
+    texts = [record("good"), record("bad"), record("behind it")]
+    for each in texts:
+        await store.append(each)
+    assert (await store.list(ACME, "default", LogQuery())).total == 3
+    await store.aclose()
+    (segment,) = house.segments()
+    path = house.folder / "logs" / segment
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in the second of three
+    path.write_bytes(data)
+    store = await house.store()
+    await _archived(house)
+    assert (await store.list(ACME, "default", LogQuery())).total == 3
+    assert await store.request_body(ACME, "default", texts[0].id) == texts[0].request
+    assert Path(str(path).replace(".wal", ".damaged")).read_bytes() == bytes(data)
+    await store.aclose()
+
+
 async def test_readers_do_not_wait_long_for_a_row_store_that_is_behind(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
