@@ -114,7 +114,7 @@ def _attend(marker: Any, r: Any, f: Any, step: Any, tile: Any, kv_head: int, scr
             cells = min(size, last + 1 - block * size)
             place = keys + step.blocks[tile[c.TABLE] + block] * size * cell_bytes
             column = scores + (block * size - base) * 4
-            dot(marker, queries, dim * 4, rows, place, cell_bytes, cells, column, stride, dim, 0, 0)
+            dot(marker, queries, dim * 4, rows, place, cell_bytes, cells, column, stride, dim, 0, 0, 0)
 
     out = floats(results, rows * dim)
     out[:] = np.float32(0)

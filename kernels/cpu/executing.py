@@ -7,7 +7,7 @@ import numpy as np
 from kernels.cpu import records as c
 from kernels.cpu.attention import attend
 from kernels.cpu.compiling import entry, note_compiled
-from kernels.cpu.operations import cap, choose, embed, finish, gate, gather, heads, project, weave_rows
+from kernels.cpu.operations import ask_early, cap, choose, embed, finish, gate, gather, heads, project, weave_rows
 from kernels.cpu.team import barrier
 from kernels.cpu.vectors import MARKERS
 
@@ -33,7 +33,7 @@ def execute(
         r, f = program.records[i], program.numbers[i]
         kind = r[c.KIND]
         if kind == c.PROJECT:
-            project(marker, r, step, control, threads, scratch, logits)
+            project(marker, r, step, control, thread, threads, scratch, logits)
         elif kind == c.HEADS:
             heads(marker, r, f, step, control, scratch)
         elif kind == c.ATTEND:
@@ -52,6 +52,8 @@ def execute(
             cap(r, f, step, control, logits)
         else:
             choose(r, step, control, logits)
+        if i + 1 < len(program.records) and program.records[i + 1][c.KIND] == c.PROJECT:
+            ask_early(marker, program.records[i + 1], step, thread, threads)
         barrier(control, threads)
 
 

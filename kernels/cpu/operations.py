@@ -14,16 +14,18 @@ from kernels.cpu.compiling import compiled
 from kernels.cpu.elementwise import add, floats, gelu_mul, rms_norm, rotate, silu_mul, soft_cap
 from kernels.cpu.many_rows import MANY, multiply, pack_group, pack_strips, packed_bytes
 from kernels.cpu.panels import GROUPS
-from kernels.cpu.rows import AHEAD, axpy, dot, narrow, widen
+from kernels.cpu.rows import ahead_of, ask_for, axpy, dot, narrow, stream_columns, widen
 from kernels.cpu.team import barrier, take
 from kernels.cpu.tiles import byte_at, element_bytes, first_greatest, weave
 from kernels.cpu.vectors import LANES
 
 # A chunk of a projection's weights: small enough that all threads end together, and that it stays in the second-level
-# cache while every tile of rows goes through it; large enough that the waits at its start do not count.
+# cache while every tile of rows goes through it; large enough that the waits at its start do not count, and that each
+# of a tile's streams (`rows.py`) has pages of its own.
 LEAST_CHUNK_BYTES: Final = 32 * 1024
-MOST_CHUNK_BYTES: Final = 192 * 1024
+MOST_CHUNK_BYTES: Final = 240 * 1024
 CHUNKS_PER_THREAD: Final = 4
+TILED: Final = 12  # a chunk has a multiple of so many columns: whole tiles, of whatever width
 COLUMN_CHUNK: Final = 512
 
 # What a thread packs of the weights at a time: it stays in the second-level cache while all rows go through it.
@@ -51,33 +53,62 @@ def embed(marker: Any, r: Any, f: Any, step: Any, control: int) -> None:
 
 
 @compiled
-def project(marker: Any, r: Any, step: Any, control: int, threads: int, scratch: int, logits: int) -> None:
+def _chunk(marker: Any, r: Any, threads: int) -> int:
+    """How many columns of a projection a thread takes at once."""
+    row_bytes = r[c.INPUTS] * element_bytes(marker)
+    chunk_bytes = r[c.OUTPUTS] * row_bytes // (threads * CHUNKS_PER_THREAD)
+    chunk_bytes = min(max(chunk_bytes, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
+    chunk: int = max(chunk_bytes // row_bytes // TILED * TILED, TILED)
+    return chunk
+
+
+@compiled
+def ask_early(marker: Any, r: Any, step: Any, thread: int, threads: int) -> None:
+    """Asks for the beginning of what this thread takes first of a projection, while others come to it."""
+    rows = len(step.sampled) if r[c.SAMPLED] else len(step.tokens)
+    chunk, row_bytes = _chunk(marker, r, threads), r[c.INPUTS] * element_bytes(marker)
+    if rows >= MANY or thread * chunk >= r[c.OUTPUTS]:
+        return
+    columns = min(chunk, r[c.OUTPUTS] - thread * chunk)
+    weight, apart = r[c.WEIGHT] + thread * chunk * row_bytes, stream_columns(rows, columns) * row_bytes
+    if apart:
+        for place in range(weight, weight + columns * row_bytes, apart):
+            ask_for(place, min(apart, ahead_of(marker)))
+
+
+@compiled
+def project(marker: Any, r: Any, step: Any, control: int, thread: int, threads: int, scratch: int, logits: int) -> None:
     """Y = X WEIGHT^T without bias, and SHRUNK = X A^T of the segments; Y is `logits` for the SAMPLED rows."""
-    inputs, outputs = r[c.INPUTS], r[c.OUTPUTS]
-    row_bytes = inputs * element_bytes(marker)
+    outputs, row_bytes = r[c.OUTPUTS], r[c.INPUTS] * element_bytes(marker)
     rows, y = len(step.tokens), r[c.Y]
     if r[c.SAMPLED]:
         rows, y = len(step.sampled), logits
     if rows >= MANY:
         _project_many(marker, r, step, control, threads, scratch, rows, y)
         return
-    chunk_bytes = outputs * row_bytes // (threads * CHUNKS_PER_THREAD)
-    chunk_bytes = min(max(chunk_bytes, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
-    chunk = max(chunk_bytes // row_bytes // 8 * 8, 8)
-    shrinks = len(step.segments) * r[c.SLICES]
-    items = shrinks + (outputs + chunk - 1) // chunk
-    item = take(control, 1)
+    chunk = _chunk(marker, r, threads)
+    chunks = (outputs + chunk - 1) // chunk
+    items = chunks + len(step.segments) * r[c.SLICES]
+    item = thread  # each begins with what it asked for; the smallest items come last, so that all end together
     while item < items:
-        following = take(control, 1)  # one item early: its weights are asked for while this one is computed
-        if item < shrinks:
-            _shrink(marker, r, step.segments[item // r[c.SLICES]], item % r[c.SLICES])
+        following = threads + take(control, 1)  # early: its weights are asked for while this one is computed
+        then, then_apart = 0, 0
+        if following < chunks:
+            then = r[c.WEIGHT] + following * chunk * row_bytes
+            then_apart = stream_columns(rows, min(chunk, outputs - following * chunk)) * row_bytes
+        elif following < items:
+            segment = step.segments[(following - chunks) // r[c.SLICES]]
+            then = _shrinking(r, segment, (following - chunks) % r[c.SLICES], row_bytes)
+            then_apart = stream_columns(segment[c.SEGMENT_END] - segment[c.SEGMENT_START], segment[c.RANK]) * row_bytes
+        if item < chunks:
+            first = item * chunk
+            weight, columns = r[c.WEIGHT] + first * row_bytes, min(chunk, outputs - first)
+            x, xs, ys, k, ahead = r[c.X], r[c.X_STRIDE], r[c.Y_STRIDE], r[c.INPUTS], ahead_of(marker)
+            dot(marker, x, xs, rows, weight, row_bytes, columns, y + first * 4, ys, k, ahead, then, then_apart)
         else:
-            first = (item - shrinks) * chunk
-            columns = min(chunk, outputs - first)
-            weight = r[c.WEIGHT] + first * row_bytes
-            then = r[c.WEIGHT] + (following - shrinks) * chunk * row_bytes if following < items else 0
-            x, xs, ys = r[c.X], r[c.X_STRIDE], r[c.Y_STRIDE]
-            dot(marker, x, xs, rows, weight, row_bytes, columns, y + first * 4, ys, inputs, AHEAD, then)
+            segment, part = step.segments[(item - chunks) // r[c.SLICES]], (item - chunks) % r[c.SLICES]
+            if _touched(r, segment):
+                _shrink(marker, r, segment, part, row_bytes, then, then_apart)
         item = following
 
 
@@ -93,7 +124,9 @@ def _project_many(marker: Any, r: Any, step: Any, control: int, threads: int, sc
         if first >= rows:
             break
         if item < shrinks:
-            _shrink(marker, r, step.segments[item // r[c.SLICES]], item % r[c.SLICES])
+            segment = step.segments[item // r[c.SLICES]]
+            if _touched(r, segment):
+                _shrink(marker, r, segment, item % r[c.SLICES], row_bytes, 0, 0)
         else:
             place = r[c.PACKED] + packed_bytes(first, inputs)
             pack_strips(r[c.X] + first * xs, xs, min(LANES, rows - first), inputs, place, scratch)
@@ -119,16 +152,20 @@ def project_scratch_bytes(inputs: int) -> int:
 
 
 @compiled
-def _shrink(marker: Any, r: Any, segment: Any, part: int) -> None:
-    if not _touched(r, segment):
-        return
-    row_bytes = r[c.INPUTS] * element_bytes(marker)
+def _shrinking(r: Any, segment: Any, part: int, row_bytes: int) -> int:
+    """Where the segment's A begins."""
+    place: int = r[c.A] + part * r[c.A_SLICE] + segment[c.ROW_OFFSET] * row_bytes
+    return place
+
+
+@compiled
+def _shrink(marker: Any, r: Any, segment: Any, part: int, row_bytes: int, then: int, then_apart: int) -> None:
     start = segment[c.SEGMENT_START]
-    a = r[c.A] + part * r[c.A_SLICE] + segment[c.ROW_OFFSET] * row_bytes
     x = r[c.X] + start * r[c.X_STRIDE]
     y = r[c.SHRUNK] + part * r[c.SHRUNK_SLICE] + start * r[c.SHRUNK_STRIDE]
-    rows, rank = segment[c.SEGMENT_END] - start, segment[c.RANK]
-    dot(marker, x, r[c.X_STRIDE], rows, a, row_bytes, rank, y, r[c.SHRUNK_STRIDE], r[c.INPUTS], AHEAD, 0)
+    rows, rank, ys = segment[c.SEGMENT_END] - start, segment[c.RANK], r[c.SHRUNK_STRIDE]
+    a = _shrinking(r, segment, part, row_bytes)
+    dot(marker, x, r[c.X_STRIDE], rows, a, row_bytes, rank, y, ys, r[c.INPUTS], ahead_of(marker), then, then_apart)
 
 
 @compiled

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kernels.cpu.compiling import compiled, compiled_as
-from kernels.cpu.tiles import axpy_tile, converting, dot_tile, element_bytes
+from kernels.cpu.tiles import LINE_BYTES, ask_for_line, axpy_tile, converting, dot_tile, element_bytes
 from kernels.cpu.vectors import LANES, REGISTERS
 
 TALL: Final = 8 if REGISTERS == 32 else 4
 """Rows of the largest tile of `dot`: what it saves is widening the weights, what bounds it is registers."""
 
-AHEAD: Final = 8192
-"""How many bytes early weights are asked for that come from memory, at least."""
+WIDE: Final = 3 if REGISTERS == 32 else 2
+"""And its columns. Those of one tile lie far apart: the columns of a call are cut in as many streams as a tile is wide,
+and a tile takes one of each."""
 
-COLUMNS_AHEAD: Final = 4
-"""And how many columns early, or the later columns of a tile would be asked for by the tile itself, too late: rows of
-9.7 KB read at 12.2 GB/s a core instead of 9.5."""
+AHEAD: Final = 8192
+"""How many bytes early 16-bit weights are asked for that come from memory, in each of a tile's streams. fp32 half of
+it: with as much as this, one row at a time of half a billion was 4 % slower."""
 
 
 def _dot_band(height: int, width: int) -> Callable[..., None]:
@@ -27,26 +28,53 @@ def _dot_band(height: int, width: int) -> Callable[..., None]:
 
     @compiled_as(f"dot_{height}_{width}")
     def band(
-        marker: Any, x: int, xs: int, w: int, ws: int, columns: int, y: int, ys: int, k: int, ahead: int, jump: int
-    ) -> None:
-        near = (
-            columns - (ahead + ws - 1) // ws if ahead else columns
-        )  # from this column on, what comes next is elsewhere
+        marker: Any, x: int, xs: int, w: int, ws: int, columns: int, y: int, ys: int, k: int, ahead: int,
+        then: int, then_apart: int,
+    ) -> None:  # fmt: skip
+        streams = columns // width
+        apart = streams * ws
+        near, jump, skew = streams, 0, 0
+        if ahead:
+            ahead = min(ahead, apart)
+            near = streams - (ahead + ws - 1) // ws  # from this column on, what comes next is elsewhere
+            if then:
+                jump, skew = ahead - apart + then - w, then_apart - apart
         n = 0
-        while n + width <= columns:
-            tile(marker, x, xs, w + n * ws, ws, y + n * 4, ys, k, ahead if n + width <= near else jump)
-            n += width
+        while n < near:
+            tile(marker, x, xs, w + n * ws, apart, y + n * 4, ys, streams * 4, k, ahead, 0)
+            n += 1
+        while n < streams:
+            tile(marker, x, xs, w + n * ws, apart, y + n * 4, ys, streams * 4, k, jump, skew)
+            n += 1
+        n = streams * width
         while n < columns:
-            column(marker, x, xs, w + n * ws, ws, y + n * 4, ys, k, ahead if n < near else jump)
+            column(marker, x, xs, w + n * ws, ws, y + n * 4, ys, 4, k, 0, 0)
             n += 1
 
     return band
 
 
-_dot_tall = _dot_band(TALL, 3 if REGISTERS == 32 else 2)
+_dot_tall = _dot_band(TALL, WIDE)
 _dot_4 = _dot_band(4, 4 if REGISTERS == 32 else 2)
 _dot_2 = _dot_band(2, 4)
 _dot_1 = _dot_band(1, 4)
+
+
+@compiled
+def ahead_of(marker: Any) -> int:
+    """How many bytes early weights of this type are asked for."""
+    ahead: int = AHEAD * 2 // element_bytes(marker)
+    return ahead
+
+
+@compiled
+def stream_columns(rows: int, columns: int) -> int:
+    """How many of these columns each of the streams has in which `dot` reads their weights."""
+    if rows >= TALL:
+        return columns // WIDE
+    if rows >= 4:
+        return columns // (4 if REGISTERS == 32 else 2)
+    return columns // 4
 
 
 @compiled
@@ -63,31 +91,37 @@ def dot(
     k: int,
     ahead: int,
     then: int,
+    then_apart: int,
 ) -> None:
     """y[m, n] = sum_k x[m, k] * w[n, k].
 
     The first rows ask for the weights `ahead` bytes early (0: they are in the cache), and towards the end for what
-    is at `then`, which will be read next (0: nothing); the other rows find them in the cache.
+    is at `then`, which will be read next (0: nothing), in streams that lie `then_apart` bytes from each other; the
+    other rows find them in the cache.
     """
-    if ahead:
-        ahead = max(ahead, COLUMNS_AHEAD * ws)
-    jump = ahead + then - (w + columns * ws) if then else 0
     m = 0
     while m < rows:
-        left = rows - m
+        left, at, out = rows - m, x + m * xs, y + m * ys
         if left >= TALL:
-            _dot_tall(marker, x + m * xs, xs, w, ws, columns, y + m * ys, ys, k, ahead, jump)
+            _dot_tall(marker, at, xs, w, ws, columns, out, ys, k, ahead, then, then_apart)
             m += TALL
         elif left >= 4:
-            _dot_4(marker, x + m * xs, xs, w, ws, columns, y + m * ys, ys, k, ahead, jump)
+            _dot_4(marker, at, xs, w, ws, columns, out, ys, k, ahead, then, then_apart)
             m += 4
         elif left >= 2:
-            _dot_2(marker, x + m * xs, xs, w, ws, columns, y + m * ys, ys, k, ahead, jump)
+            _dot_2(marker, at, xs, w, ws, columns, out, ys, k, ahead, then, then_apart)
             m += 2
         else:
-            _dot_1(marker, x + m * xs, xs, w, ws, columns, y + m * ys, ys, k, ahead, jump)
+            _dot_1(marker, at, xs, w, ws, columns, out, ys, k, ahead, then, then_apart)
             m += 1
-        ahead, jump = 0, 0
+        ahead, then = 0, 0
+
+
+@compiled
+def ask_for(w: int, size: int) -> None:
+    """Asks for `size` bytes from memory, and does not wait for them."""
+    for place in range(w, w + size, LINE_BYTES):
+        ask_for_line(place)
 
 
 def axpy_band(height: int, vectors: int) -> Callable[..., None]:

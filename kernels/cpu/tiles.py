@@ -8,8 +8,9 @@ and in c lie side by side. An element of y is computed in the same order whateve
 k and then the lanes, `axpy` goes through j one by one. So a row's numbers do not depend on its neighbours.
 
 `dot` waits for its weights, which come from memory, so it asks for them `ahead` bytes early: the processor's own
-prefetching stops at the end of a page. Measured on two cores without bf16 instructions, 9728 x 896 in bf16, 8 rows:
-1456 us without, 870 us with 4 KiB, 810 us with 8 KiB and more into the second-level cache; 585 us from the cache.
+prefetching stops at the end of a page, and looks ahead in pages, not far. So the columns of a tile should lie in pages
+of their own, far from each other (`rows.py`): its prefetching then runs in each of them, and a line that it has on its
+way already holds a place in the first-level cache for a shorter time, of which there are 16.
 """
 
 import functools
@@ -50,12 +51,18 @@ LINE_BYTES: Final = 64
 
 
 def dot_tile(rows: int, columns: int) -> Callable[..., None]:
-    """(marker, x, x_stride, w, w_stride, y, y_stride, k, ahead): writes y[:rows, :columns]."""
+    """(marker, x, x_stride, w, w_stride, y, y_stride, y_step, k, ahead, skew): writes y[:rows, n * y_step] of each n.
+
+    Asks for the weights `ahead` bytes later, of column n at `ahead + n * skew`.
+    """
 
     @instruction
-    def tile(_: Any, marker: Any, x: Any, xs: Any, w: Any, ws: Any, y: Any, ys: Any, k: Any, ahead: Any) -> Any:
+    def tile(
+        _: Any, marker: Any, x: Any, xs: Any, w: Any, ws: Any, y: Any, ys: Any, step: Any, k: Any, ahead: Any, skew: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-            _, x, xs, w, ws, y, ys, size, ahead = arguments
+            _, x, xs, w, ws, y, ys, step, size, ahead, skew = arguments
+            aheads = row_addresses(builder, ahead, skew, columns)
             x_rows, w_rows = row_addresses(builder, x, xs, rows), row_addresses(builder, w, ws, columns)
             sums = [vector_place(builder) for _ in range(rows * columns)]
 
@@ -74,9 +81,9 @@ def dot_tile(rows: int, columns: int) -> Callable[..., None]:
             whole = builder.and_(size, constant(-BLOCK))
             with counting(builder, constant(0), whole, BLOCK) as at:
                 places = [element(builder, row, at, ELEMENT_BYTES[marker]) for row in w_rows]
-                for place in places:
+                for place, early in zip(places, aheads, strict=True):
                     for line in range(0, BLOCK * ELEMENT_BYTES[marker], LINE_BYTES):
-                        prefetch(builder, builder.add(place, builder.add(ahead, constant(line))))
+                        prefetch(builder, builder.add(place, builder.add(early, constant(line))))
                 pairs = [load_pair(builder, marker, place) for place in places]
                 for part in range(2):
                     multiply(builder.add(at, constant(part * LANES)), [pair[part] for pair in pairs], None)
@@ -86,10 +93,11 @@ def dot_tile(rows: int, columns: int) -> Callable[..., None]:
                 multiply(at, [load_first(builder, marker, place, mask) for place in places], mask)
             for index, total in enumerate(lane_sums(builder, [builder.load(place) for place in sums])):
                 m, n = divmod(index, columns)
-                store(builder, total, builder.add(element(builder, y, constant(n), 4), builder.mul(ys, constant(m))))
+                place = builder.add(builder.mul(step, constant(n)), builder.mul(ys, constant(m)))
+                store(builder, total, builder.add(y, place))
             return context.get_dummy_value()
 
-        return types.void(marker, *(types.int64,) * 8), generate
+        return types.void(marker, *(types.int64,) * 10), generate
 
     return tile
 
@@ -260,6 +268,17 @@ def weave(_: Any, marker: Any, x: Any, columns: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(marker, types.int64, types.int64), generate
+
+
+@instruction
+def ask_for_line(_: Any, address: Any) -> Any:
+    """(address): asks for the line there to come from memory; it need not be readable."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        prefetch(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @instruction

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.cpu.rows import axpy, dot, narrow, widen
+from kernels.cpu.rows import TALL, WIDE, ask_for, axpy, dot, narrow, stream_columns, widen
 from kernels.cpu.tiles import BLOCK
 from kernels.cpu.vectors import LANES, MARKERS
 
@@ -55,7 +55,7 @@ def dotted(x: torch.Tensor, w: torch.Tensor, dtype: str, ahead: int = 0, then: i
     xs, ws, ys = Island(woven(x, dtype)), Island(w), Island(torch.zeros(x.shape[0], w.shape[0]))
     dot(
         MARKERS[dtype], xs.address, xs.stride, len(x), ws.address, ws.stride, len(w), ys.address, ys.stride, x.shape[1],
-        ahead, then,
+        ahead, then, ws.stride,
     )  # fmt: skip
     ys.assert_alone()
     return ys.land
@@ -87,6 +87,14 @@ def test_a_row_of_dot_has_the_same_bits_in_any_company(dtype: str, k: int) -> No
             assert torch.equal(dotted(x[first : first + rows], w, dtype), together[first : first + rows])
     for column in range(11):
         assert torch.equal(dotted(x, w[column : column + 1], dtype)[:, 0], together[:, column])
+
+
+def test_asking_reads_nothing() -> None:
+    """Not even where nobody may read: the last requests of a tile go beyond its weights."""
+    ask_for(0, 4096)
+    assert stream_columns(TALL, 12 * WIDE) == stream_columns(TALL + 5, 12 * WIDE) == 12
+    assert stream_columns(1, 4) == stream_columns(2, 4) == 1
+    assert stream_columns(1, 3) == 0
 
 
 @settings(max_examples=60, deadline=None)
