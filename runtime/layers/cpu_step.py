@@ -4,13 +4,12 @@ A pass has at most `pass_tokens` tokens, which bounds the program's workspace. A
 through in several passes, in order: what an earlier one wrote into the cache is there for the next.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kernels.cpu.attention import tile_tokens
 from kernels.cpu.records import Step
 from runtime.batch import BASE_SLOT, Row
 from runtime.layers.adapter_pool import AdapterPool
@@ -36,12 +35,17 @@ class _Part(NamedTuple):
 
 
 class PassBuilder:
-    """Knows the pool, the block size and the heads; keeps nothing between steps."""
+    """Knows the pool and the block size; keeps nothing between steps. tile_tokens: how many queries go through
+    attention together in a context of so many tokens (`attention.tile_tokens`, whose Numba not every host has)."""
 
     def __init__(
-        self, pool: AdapterPool, block_tokens: int, num_heads: int, kv_heads: int, pass_tokens: int = PASS_TOKENS
+        self,
+        pool: AdapterPool,
+        block_tokens: int,
+        tile_tokens: Callable[[int], int],
+        pass_tokens: int = PASS_TOKENS,
     ) -> None:
-        self._pool, self._block_tokens, self._heads = pool, block_tokens, (num_heads, kv_heads)
+        self._pool, self._block_tokens, self._tile_tokens = pool, block_tokens, tile_tokens
         self._pass_tokens = pass_tokens
 
     def build(self, rows: Sequence[Row]) -> Iterator[Pass]:
@@ -85,7 +89,7 @@ class PassBuilder:
                 positions.extend(span)
                 cells.extend(table[position // size] * size + position % size for position in span)
                 owners.extend([segment] * count)
-                most = tile_tokens(*self._heads, start + count)
+                most = self._tile_tokens(start + count)
                 tiles.extend(
                     (at + skip, min(most, count - skip), start + skip, len(blocks)) for skip in range(0, count, most)
                 )

@@ -7,13 +7,14 @@ program reads and writes is addressed once, when it is made: weights, cache, poo
 tokens. This object keeps all of it alive.
 """
 
+from functools import partial
 from typing import Final
 
 import numpy as np
 import torch
 
 from kernels.cpu import records as c
-from kernels.cpu.attention import scratch_bytes, weaves
+from kernels.cpu.attention import scratch_bytes, tile_tokens, weaves
 from kernels.cpu.executing import execute, prepare
 from kernels.cpu.operations import project_scratch_bytes
 from kernels.cpu.team import Team
@@ -63,7 +64,7 @@ class CpuProgram:
         dtype = str(decoder.head.dtype).removeprefix("torch.")
         self._marker = MARKERS[dtype]
         prepare(dtype)
-        self._passes = PassBuilder(pool, cache.block_tokens, *heads)
+        self._passes = PassBuilder(pool, cache.block_tokens, partial(tile_tokens, *heads))
         self._team = Team(threads)
 
     def forward(self, rows: tuple[Row, ...]) -> Logits:
