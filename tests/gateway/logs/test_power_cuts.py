@@ -237,14 +237,20 @@ def test_a_damaged_older_segment_keeps_its_bytes() -> None:
     assert disk.size(older) == sizes[older]
 
 
+def _one_segment(payloads: list[bytes]) -> tuple[SimDisk, str]:
+    """A disk with these in one segment, and the segment's name."""
+    disk = SimDisk(Random(1), Faults())
+    writer = _writer(disk, Random(2), [])
+    writer.write(payloads)
+    writer.close()
+    (name,) = disk.names()
+    return disk, name
+
+
 @pytest.mark.parametrize("place", [4, 8 + 9 - 1], ids=["crc", "payload"])
 def test_damage_amid_the_newest_segment_is_no_torn_tail(place: int) -> None:
     """Behind the bad frame stands one that was acknowledged: nothing may be cut away."""
-    disk = SimDisk(Random(1), Faults())
-    writer = _writer(disk, Random(2), [])
-    writer.write([b"the first", b"the second"])
-    writer.close()
-    (name,) = disk.names()
+    disk, name = _one_segment([b"the first", b"the second"])
     before = disk.size(name)
     disk.live[name].data[HEADER_BYTES + place] ^= 1
     assert [end for _, end in recover(disk)] == [before]
@@ -253,22 +259,14 @@ def test_damage_amid_the_newest_segment_is_no_torn_tail(place: int) -> None:
 
 def test_a_torn_tail_is_cut_whatever_its_bytes_look_like() -> None:
     """Control: lengths that could be frames' are none without their checksum."""
-    disk = SimDisk(Random(1), Faults())
-    writer = _writer(disk, Random(2), [])
-    writer.write([b"the first", bytes([9, 0, 0, 0]) * 300])
-    writer.close()
-    (name,) = disk.names()
+    disk, name = _one_segment([b"the first", bytes([9, 0, 0, 0]) * 300])
     disk.truncate(name, disk.size(name) - 1)
     assert [end for _, end in recover(disk)] == [HEADER_BYTES + 8 + len(b"the first")]
 
 
 @pytest.mark.parametrize("place", range(HEADER_BYTES))
 def test_a_bad_byte_in_a_header_costs_no_record(place: int) -> None:
-    disk = SimDisk(Random(1), Faults())
-    writer = _writer(disk, Random(2), [])
-    writer.write([b"the first", b"the second"])
-    writer.close()
-    (name,) = disk.names()
+    disk, name = _one_segment([b"the first", b"the second"])
     before = disk.size(name)
     disk.live[name].data[place] ^= 1
     assert [end for _, end in recover(disk)] == [before]
