@@ -17,8 +17,8 @@ class PlacesAsked:
         """The answer; None when none comes in time, or the runtime goes away."""
         answer: asyncio.Future[Places | None] = asyncio.get_running_loop().create_future()
         self._open[question.number] = answer
-        tell(question)
         try:
+            tell(question)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     return await answer
