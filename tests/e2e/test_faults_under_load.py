@@ -21,7 +21,7 @@ from gateway.data_dir import DataDir
 from gateway.demo import BASE_FOLDER
 from gateway.runtime_config import local_folders
 from gateway.settings import Model, Runtime, Server, Settings
-from runtime.client import MISSED_PONGS_CPU
+from runtime.link import MISSED_PONGS_CPU
 from tests.e2e.deployment import MODEL
 from tests.e2e.load import accounts, idle_stats, streams
 

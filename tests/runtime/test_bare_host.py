@@ -19,9 +19,9 @@ ABSENT = ("msgspec", "llguidance", "numba", "aiobotocore", "botocore", "httpx", 
 # What stays at the edges: the process, its socket and settings, the tiers' client, grammars, the CPU's program.
 EDGES = {
     "runtime.__main__", "runtime.cache_report", "runtime.client", "runtime.codec", "runtime.config",
-    "runtime.connection", "runtime.listen", "runtime.loader", "runtime.process", "runtime.service", "runtime.stream",
-    "runtime.tracing", "runtime.grammars.compiler", "runtime.grammars.sandbox", "runtime.grammars.trial",
-    "runtime.models.cpu_program",
+    "runtime.connection", "runtime.link", "runtime.listen", "runtime.loader", "runtime.process", "runtime.outputs",
+    "runtime.service", "runtime.stream", "runtime.tracing", "runtime.grammars.compiler", "runtime.grammars.sandbox",
+    "runtime.grammars.trial", "runtime.models.cpu_program",
 }  # fmt: skip
 
 CHILD = """

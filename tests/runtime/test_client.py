@@ -484,14 +484,14 @@ async def test_a_failure_does_not_wait_for_the_beat() -> None:
 async def test_what_is_sent_in_one_turn_of_the_loop_is_one_write(tmp_path: Path) -> None:
     async with serving(tmp_path) as running, running.client() as client:
         await client.wait_ready(5)
-        assert client._writer is not None
-        write, writes = client._writer.write, list[bytes]()
+        assert client._link._writer is not None
+        write, writes = client._link._writer.write, list[bytes]()
 
         def watched(data: bytes) -> None:
             writes.append(data)
             write(data)
 
-        client._writer.write = watched  # type: ignore[method-assign, assignment]
+        client._link._writer.write = watched  # type: ignore[method-assign, assignment]
         answers = await asyncio.gather(*(ask(client, sampling=sampling(3)) for _ in range(8)))
         assert all(tokens == answers[0][0] for tokens, _ in answers)
         assert len([data for data in writes if b"submit" in data]) == 1

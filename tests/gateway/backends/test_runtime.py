@@ -261,7 +261,7 @@ async def test_more_log_probabilities_than_can_be_held(tmp_path: Path) -> None:
     async with scripted(tmp_path, EOS) as (runtime, backend):
         backend._context_window = runtime_window = 10**6
         runtime_info = msgspec.structs.replace(INFO, max_sequence_tokens=runtime_window)
-        backend._client.model = runtime_info
+        backend._client._link.model = runtime_info
         request = wishing(resolved("x", max_tokens=MAX_SCORES // 21 + 1), top_logprobs=20)
         with pytest.raises(errors.BadInput, match="ask for fewer tokens or log-probabilities"):
             await answer(backend, request)
