@@ -23,11 +23,12 @@ from typing import Final
 import msgspec
 
 from runtime.adapter import Loads
+from runtime.answers import Output
 from runtime.cache_report import cache_report
 from runtime.codec import decode_client
 from runtime.connection import Connection
 from runtime.constraining import Constraining
-from runtime.engine import Engine, Output, StepResult
+from runtime.engine import Engine, StepResult
 from runtime.engine_thread import EngineThread
 from runtime.errors import DuplicateId, EngineStopped
 from runtime.framing import read_frame

@@ -7,6 +7,7 @@ from typing import Any
 from runtime.engine import Engine, EngineLimits
 from runtime.protocol import AdapterStatus, Failure, SequenceOutput, Submit
 from runtime.sequence import State
+from runtime.steps import StepsInTurn
 from tests.runtime.fakes import MODEL, WAY, FakeClock, FakeLoads, FakeRunner, packed
 
 
@@ -27,9 +28,15 @@ class Rig:
         self.outputs: dict[tuple[int, int], list[SequenceOutput]] = defaultdict(list)
         self.statuses: list[AdapterStatus] = []
 
+    def use(self, runner: FakeRunner) -> None:
+        """From the next step on."""
+        steps = self.engine._steps
+        assert isinstance(steps, StepsInTurn)
+        self.runner = steps.runner = runner
+
     def account_of(self, number: int) -> str:
         """Whose sequence the engine knows by this number."""
-        return next(item.account_id for item in self.engine._live.values() if item.number == number)
+        return next(item.account_id for item in self.engine._answers.live.values() if item.number == number)
 
     def submit(self, request: Submit, owner: int = 1) -> None:
         self.engine.submit(owner, request)
@@ -93,7 +100,7 @@ class Rig:
         for sequence in running:
             full = sequence.num_computed // blocks.block_tokens
             assert all(blocks._keys[block] is None for block in sequence.block_table[full:])
-        live = list(engine._live.values())
+        live = list(engine._answers.live.values())
         assert [item.seat for item in running] == sorted({item.seat for item in running})
         assert len({item.seat for item in live}) == len(live)
         assert set(running) | set(scheduler._waiting) == set(live)

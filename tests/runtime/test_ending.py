@@ -90,7 +90,7 @@ def test_stuck_rows_end_and_the_others_do_not_notice() -> None:
     alone.run()
     runner = Stuck()
     runner.account_of = rig.account_of
-    rig.runner = rig.engine._runner = runner
+    rig.use(runner)
     rig.submit(submit(1))
     rig.engine.submit(1, submit(2), Counted())
     rig.engine.submit(1, submit(3), Counted())

@@ -50,7 +50,7 @@ def test_the_models_own_end_token_stops_too() -> None:
             return EOS if token is not None and len(row.history) == 5 else token
 
     rig = Rig()
-    rig.runner = rig.engine._runner = Ends()
+    rig.use(Ends())
     rig.submit(submit(1, max_tokens=8))
     rig.run()
     assert len(rig.tokens(1)) == 2
@@ -64,7 +64,7 @@ def test_an_ignored_end_does_not_stop_but_a_callers_stop_does() -> None:
             return EOS if token is not None and len(row.history) == 5 else token
 
     rig = Rig()
-    rig.runner = rig.engine._runner = Ends()
+    rig.use(Ends())
     for number, stops in ((1, ()), (2, (EOS,))):
         request = submit(number, max_tokens=8, stop=stops)
         rig.submit(
@@ -407,7 +407,7 @@ def test_prompts_are_cut_finer_on_a_slow_device_and_decodes_go_on() -> None:
             return super().execute(batch)
 
     rig = Rig(num_blocks=128, step_tokens=128)
-    rig.runner = rig.engine._runner = Slow(num_blocks=128)
+    rig.use(Slow(num_blocks=128))
     first, second = submit(1, tokens_of(1, 200), max_tokens=30), submit(2, tokens_of(2, 200), max_tokens=30)
     rig.submit(first)
     rig.submit(second)
@@ -421,7 +421,7 @@ def test_prompts_are_cut_finer_on_a_slow_device_and_decodes_go_on() -> None:
 
 def test_chunks_grow_on_a_fast_device() -> None:
     rig = Rig(num_blocks=64, step_tokens=240)
-    rig.engine._pace.budget = 16
+    rig.engine._steps.pace.budget = 16
     request = submit(1, tokens_of(1, 240), max_tokens=2)
     rig.submit(request)
     rig.run()

@@ -97,7 +97,7 @@ async def test_the_engine_and_the_stream_hand_them_on() -> None:
             return [Scored(token, TokenScore(-token / 10, ((token, -0.5),))) for token in super().execute(batch)]
 
     rig = Rig()
-    rig.runner = rig.engine._runner = Scores()
+    rig.use(Scores())
     request = submit(1, max_tokens=3)
     rig.submit(msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, top_logprobs=1)))
     rig.run()

@@ -94,9 +94,9 @@ class World:
 
     def step(self, count: int, seconds: float) -> None:
         for _ in range(count):
-            waiting = {item.number: item.num_yields for item in self.rig.engine._live.values()}
+            waiting = {item.number: item.num_yields for item in self.rig.engine._answers.live.values()}
             self.rig.step(seconds)
-            live = self.rig.engine._live.values()
+            live = self.rig.engine._answers.live.values()
             self.yields += sum(item.num_yields - waiting.get(item.number, 0) for item in live)
 
     def a_step_fails(self) -> None:

@@ -229,7 +229,7 @@ def test_a_dead_end_is_a_failure_of_its_own_row(talker: Talker) -> None:
     for number, grammar in enumerate([None, PERSON], 1):
         talker.ask(number, grammar, max_tokens=20)
     talker.ask(3, Grammar("lark", 'start: "a" | "b"'))
-    constraint = talker.engine._live[1, 3].constraint
+    constraint = talker.engine._answers.live[1, 3].constraint
     assert constraint is not None
     constraint.take(2)  # what it can never take
     talker.run()
