@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
+# Of a socket on this machine: an attempt in vain costs nobody anything, and callers wait for a runtime that starts.
+MAX_LOCAL_BACKOFF_S: Final = 0.2
 MISSED_PONGS: Final = 3
 MISSED_PONGS_CPU: Final = 10
 
@@ -181,6 +183,7 @@ class Link:
             self._writer.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     async def _keep_connected(self) -> None:
+        most_s = MAX_BACKOFF_S if self._address.socket_path is None else MAX_LOCAL_BACKOFF_S
         backoff_s = FIRST_BACKOFF_S
         try:
             while True:
@@ -196,7 +199,7 @@ class Link:
                         self._hung(f"the runtime said nothing for {timeout_s:g} s after a connect")
                 self._disconnected()
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - only spreads retries
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                backoff_s = min(2 * backoff_s, most_s)
         finally:
             self._problem = "the client is closed"
             self._ready.set()  # wakes who waits for it; they see that nothing will come
