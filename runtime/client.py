@@ -16,7 +16,7 @@ import cachetools
 
 from runtime.codec import encode
 from runtime.errors import RuntimeLost as RuntimeLost
-from runtime.link import Address, Link, LinkOptions
+from runtime.link import PING_INTERVAL_S, Address, Link, LinkOptions
 from runtime.outputs import Outputs
 from runtime.places import PlacesAsked, placed
 from runtime.protocol import (
@@ -62,7 +62,7 @@ class RuntimeClient:
         port: int | None = None,
         token: str = "",
         gateway_id: str,
-        ping_interval_s: float = 1.0,
+        ping_interval_s: float = PING_INTERVAL_S,
         max_missed_pongs: int | None = None,
         connect_timeout_s: float = 5.0,
         max_streams: int = 4096,

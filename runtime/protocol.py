@@ -14,7 +14,7 @@ from storage.geometry import Geometry
 from storage.records import Struct
 from storage.tier_records import TierStats
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_LOGIT_BIASES: Final = 300
 MAX_STOP_TOKENS: Final = 256
@@ -160,7 +160,7 @@ class Where(Struct, frozen=True, tag="where"):
 
 
 class Ping(Struct, frozen=True, tag="ping"):
-    """Sent every second; three missing `Pong`s count as a hung runtime."""
+    """Sent again and again: answered by `Alive` at once, and by a `Pong` when the engine comes to it."""
 
     sent_at: float
 
@@ -306,8 +306,12 @@ class Stats(Struct, frozen=True, omit_defaults=True):
     graphs_failed: int = 0
 
 
+class Alive(Struct, frozen=True, tag="alive"):
+    """First answer to `Ping`, at once: the process runs, however long the engine's present step may take."""
+
+
 class Pong(Struct, frozen=True, tag="pong"):
-    """Answer to `Ping`, with the runtime's load. Sent by the engine's own loop, so a hung engine does not answer."""
+    """Second answer to `Ping`, with the runtime's load. By the engine's own loop, so a hung engine does not give it."""
 
     sent_at: float
     stats: Stats
@@ -348,7 +352,7 @@ class Places(Struct, frozen=True, tag="places"):
     tiers: tuple[Tier | None, ...]
 
 
-ServerFrame = Welcome | Refused | Step | AdapterStatus | CacheReport | Places | Pong
+ServerFrame = Welcome | Refused | Step | AdapterStatus | CacheReport | Places | Alive | Pong
 
 
 class ProtocolError(Exception):

@@ -39,6 +39,7 @@ from runtime.protocol import (
     PROTOCOL_VERSION,
     Abort,
     AdapterStatus,
+    Alive,
     CacheQuery,
     ClientFrame,
     Failure,
@@ -272,6 +273,7 @@ class RuntimeService:
             case Where(number, digests):
                 connection.send(Places(number, tuple(self._place(digest) for digest in digests)))
             case Ping(sent_at):
+                connection.send(Alive())
                 # At most one question to the engine per connection: a hung engine must not pile them up.
                 if connection.ping_sent_at is None:
                     self._thread.post(lambda engine: self._pong(connection, engine.stats()))

@@ -21,7 +21,7 @@ from gateway.data_dir import DataDir
 from gateway.demo import BASE_FOLDER
 from gateway.runtime_config import local_folders
 from gateway.settings import Model, Runtime, Server, Settings
-from runtime.link import MISSED_PONGS_CPU
+from runtime.link import PING_INTERVAL_S, SILENT_PINGS
 from tests.e2e.deployment import MODEL
 from tests.e2e.load import accounts, idle_stats, streams
 
@@ -33,8 +33,8 @@ ALLOWANCE_S = 2.0
 
 @pytest.mark.parametrize(
     ("number", "noticed_s"),
-    [(signal.SIGKILL, 1.0), (signal.SIGSTOP, MISSED_PONGS_CPU * 1.0 + 1.0)],
-    ids=["killed: within a second", "hung: after ten missed pongs of a second"],
+    [(signal.SIGKILL, 1.0), (signal.SIGSTOP, (SILENT_PINGS + 1) * PING_INTERVAL_S)],
+    ids=["killed: within a second", "hung: after five pings without a word"],
 )
 async def test_streams_of_a_lost_runtime_end_typed_and_the_next_are_answered(
     tmp_path: Path, number: signal.Signals, noticed_s: float

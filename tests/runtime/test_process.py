@@ -15,6 +15,7 @@ import pytest
 from runtime.client import RuntimeClient, RuntimeLost
 from runtime.config import RuntimeConfig
 from runtime.errors import ConfigInvalid
+from runtime.link import PING_INTERVAL_S, SILENT_PINGS
 from runtime.process import _tiers
 from runtime.protocol import EXIT_CONFIG, SequenceOutput
 from storage.errors import StorageUnavailable
@@ -128,6 +129,25 @@ async def test_kill_ends_waiting_streams_within_a_second(tmp_path: Path) -> None
             runtime.process.kill()
             with pytest.raises(RuntimeLost):
                 await asyncio.wait_for(waiting, 1)
+
+
+async def test_a_frozen_process_ends_its_streams_as_soon_as_it_is_silent(tmp_path: Path) -> None:
+    hung: list[int] = []
+    async with child(config(tmp_path).to_json() + b"\n") as runtime:
+        await runtime.ready()
+        async with RuntimeClient(
+            socket_path=tmp_path / "r.sock", token="s3cret", gateway_id="g", on_hung=hung.append
+        ) as client:
+            await client.wait_ready(10)
+            outputs = client.submit(account_id="a", token_ids=[5], sampling=sampling(900))
+            await anext(outputs)
+            runtime.process.send_signal(signal.SIGSTOP)
+            with pytest.raises(RuntimeLost, match="said nothing to 5 pings"):
+                await asyncio.wait_for(_rest(outputs), (SILENT_PINGS + 1) * PING_INTERVAL_S + 1.0)
+            assert hung == [runtime.process.pid]
+            runtime.process.send_signal(signal.SIGCONT)
+            await client.wait_ready(10)
+            assert (await ask(client, sampling=sampling(3)))[1].finish_reason in ("stop", "length")
 
 
 async def test_it_leaves_when_its_parents_pipe_closes(tmp_path: Path) -> None:
