@@ -1,7 +1,8 @@
 """`tools`, `tool_choice` and `parallel_tool_calls`, for both dialects.
 
 A tool is `{"type": "function", "function": {…}}` or flat, `{"name", "description", "parameters"}`. `any` is what some
-clients call `required`. The legacy `functions` are refused: their answers have another shape.
+clients call `required`. Of `allowed_tools` the model is shown those alone, so it can call no other. The legacy
+`functions` are refused: their answers have another shape.
 """
 
 import re
@@ -35,14 +36,20 @@ class _Tool(_Function):
     function: _Function | None = None
 
 
-class _Named(msgspec.Struct):
+class _Allowed(msgspec.Struct):
+    mode: str = "auto"
+    tools: "list[_Named]" = []
+
+
+class _Named(_Allowed):
     name: str | None = None
     type: str = "function"
     function: "_Named | None" = None
+    allowed_tools: _Allowed | None = None
 
 
 _tools = msgspec.json.Decoder(list[_Tool] | None)
-_choice = msgspec.json.Decoder(str | _Named | None)
+_choice: msgspec.json.Decoder[str | _Named | None] = msgspec.json.Decoder(str | _Named | None)
 
 
 def tools(body: Body, *, has_messages: bool, raw: bool) -> tuple[tuple[Tool, ...], ToolChoice]:
@@ -53,7 +60,11 @@ def tools(body: Body, *, has_messages: bool, raw: bool) -> tuple[tuple[Tool, ...
         if bytes(getattr(body, name)).strip() not in _EMPTY:
             bad(f"'{name}' is not supported; send 'tools' and 'tool_choice'", name)
     offered = _offered(bytes(body.tools))
-    choice = _chosen(bytes(body.tool_choice), flag("parallel_tool_calls", body.parallel_tool_calls, default=True))
+    wanted = _wanted(bytes(body.tool_choice))
+    if isinstance(wanted, _Named) and wanted.type == "allowed_tools":
+        allowed = wanted.allowed_tools or wanted
+        offered, wanted = _allowed(offered, allowed.tools), allowed.mode
+    choice = _chosen(wanted, flag("parallel_tool_calls", body.parallel_tool_calls, default=True))
     if choice.mode == "required" and not offered:
         bad("'tool_choice' asks for a call, but there are no 'tools'; send some", "tool_choice")
     if choice.name is not None and all(tool.name != choice.name for tool in offered):
@@ -98,11 +109,22 @@ def _tool(path: str, tool: _Tool) -> Tool:
     return Tool(said.name, said.description or "", text)
 
 
-def _chosen(body: bytes, parallel: bool) -> ToolChoice:
+def _wanted(body: bytes) -> "str | _Named | None":
     try:
-        wanted = _choice.decode(body)
+        return _choice.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        wanted = ""
+        return ""
+
+
+def _allowed(offered: tuple[Tool, ...], names: list[_Named]) -> tuple[Tool, ...]:
+    """Those of `tools` that `tool_choice` lets the model call."""
+    allowed = {(one.function or one).name for one in names}
+    if not allowed or not allowed <= {tool.name for tool in offered}:
+        bad("'tool_choice' allows a function that is not among 'tools', or none at all", "tool_choice")
+    return tuple(tool for tool in offered if tool.name in allowed)
+
+
+def _chosen(wanted: "str | _Named | None", parallel: bool) -> ToolChoice:
     if wanted is None:
         return ToolChoice(parallel=parallel)
     if isinstance(wanted, str):

@@ -60,6 +60,12 @@ def tools() -> None:
     (made,) = said.choices[0].message.tool_calls
     assert said.choices[0].finish_reason == "tool_calls"
     assert json.loads(made.function.arguments)["side"] in ("east", "west")
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "tide_at"}}]}
+    some = client.chat.completions.create(
+        model=TOOL_MODEL, messages=HELLO, tools=TOOLS, tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+        max_tokens=800, seed=1, parallel_tool_calls=False,
+    )  # fmt: skip
+    assert some.choices[0].message.tool_calls[0].function.name == "tide_at"
     talk = [*HELLO, said.choices[0].message, {"role": "tool", "tool_call_id": made.id, "content": "at noon"}]
     assert client.chat.completions.create(model=TOOL_MODEL, messages=talk, tools=TOOLS, max_tokens=4).choices
 

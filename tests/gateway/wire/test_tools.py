@@ -22,6 +22,7 @@ HELLO = [{"role": "user", "content": "x"}]
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
 FLAT: dict[str, Any] = {"name": "f", "description": "does", "parameters": SCHEMA}
 WRAPPED: dict[str, Any] = {"type": "function", "function": {**FLAT, "strict": True}}
+ALLOWED: dict[str, Any] = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
 NO_PARAMETERS = '{"type": "object", "properties": {}}'
 NOTHING: list[Any] = [None, []]
 DIALECTS = ["openai", "workers_ai"]
@@ -48,6 +49,19 @@ def test_tools_in_every_spelling(dialect: str) -> None:
     for nothing in NOTHING:
         assert parse(dialect, {"tools": nothing}).tools == ()
     assert parse(dialect, {"functions": [], "function_call": "auto"}).tools == ()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_of_allowed_tools_the_model_sees_those_alone(dialect: str) -> None:
+    offered = [FLAT, {**FLAT, "name": "g"}]
+    wrapped = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}
+    for sent, choice in (
+        (ALLOWED, ToolChoice("required")),  # as the Responses API has it
+        ({"type": "allowed_tools", "allowed_tools": wrapped}, ToolChoice("auto")),  # as chat completions have it
+    ):
+        request = parse(dialect, {"tools": offered, "tool_choice": sent})
+        assert [tool.name for tool in request.offered] == ["f"]
+        assert request.tool_choice == choice
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -94,6 +108,9 @@ def test_choices(dialect: str, body: Any, choice: ToolChoice) -> None:
         ({"tools": [FLAT], "tool_choice": {"type": "function"}}, "'tool_choice' must be", "tool_choice"),
         ({"tools": [FLAT], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "not among", "tool_choice"),
         ({"tool_choice": "required"}, "there are no 'tools'", "tool_choice"),
+        ({"tools": [FLAT], "tool_choice": {**ALLOWED, "tools": [{"name": "g"}]}}, "not among", "tool_choice"),
+        ({"tools": [FLAT], "tool_choice": {**ALLOWED, "tools": []}}, "none at all", "tool_choice"),
+        ({"tools": [FLAT], "tool_choice": {**ALLOWED, "mode": "never"}}, "'tool_choice' must be", "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "there are no 'tools'", "tool_choice"),
         ({"tools": [FLAT], "parallel_tool_calls": "maybe"}, "'parallel_tool_calls'", "parallel_tool_calls"),
         ({"tools": [FLAT], "raw": True}, "without 'raw'", "tools"),
