@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gateway.endpoints import openapi
 from gateway.openapi import control, finetune_calls, inference, log_calls
-from gateway.openapi.operation import Form, Operation, PageInfo, Refusal, settings_in_query
+from gateway.openapi.operation import Failure, Form, Operation, PageInfo, Refusal, settings_in_query
 from gateway.openapi.schema import Schema, Schemas
 from gateway.routes import ACCOUNT, ApiRoute, PublicRoute
 from gateway.wire.body import Settings
@@ -162,8 +162,9 @@ def _reply(operation: Operation, schemas: Schemas) -> Schema:
         return result
     properties: Schema = {
         "success": {"const": True},
-        "errors": {"type": "array", "maxItems": 0},
-        "messages": {"type": "array"},
+        # Makers of clients pass over a reply with an array that has no word on its items, even an empty one.
+        "errors": {"type": "array", "items": schemas.reply(Failure), "maxItems": 0},
+        "messages": {"type": "array", "items": schemas.reply(Failure)},
         "result": result,
     }
     required = ["success", "errors", "messages", "result"]

@@ -103,6 +103,25 @@ async def test_the_schemas_are_sound() -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
+async def test_every_array_says_what_it_holds() -> None:
+    """Makers of clients (openapi-python-client 0.29) leave a whole reply out for one array that does not."""
+    silent = []
+
+    def walk(place: str, node: Any) -> None:
+        if isinstance(node, dict):
+            if "array" in node.get("type", ()) and not {"items", "prefixItems"} & node.keys():
+                silent.append(place)
+            for name, value in node.items():
+                if name not in ("example", "enum", "const"):
+                    walk(f"{place}/{name}", value)
+        elif isinstance(node, list):
+            for index, value in enumerate(node):
+                walk(f"{place}/{index}", value)
+
+    walk("", DOCUMENT)
+    assert silent == []
+
+
 @pytest.mark.parametrize("name", [name for name, (_, _, call) in CALLS.items() if "requestBody" in call])
 async def test_examples_are_what_the_schema_says(name: str) -> None:
     for media, content in CALLS[name][2]["requestBody"]["content"].items():
