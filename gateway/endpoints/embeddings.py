@@ -21,17 +21,20 @@ from gateway.services import Services
 from gateway.wire import embeddings
 from gateway.wire.envelope import error_body, error_headers
 from gateway.wire.json_body import read_body
+from gateway.wire.workers_ai import unwrap
 
 _encode = msgspec.json.Encoder().encode
 Work = Callable[[Exchange], Awaitable[tuple[bytes, int]]]  # -> (answer, tokens)
 
 
-async def run_encoder(request: Request, identity: Identity, services: Services, model: str) -> Response:
-    """The native call of a model that is an encoder."""
+async def run_encoder(
+    request: Request, identity: Identity, services: Services, model: str, *, is_wrapped: bool = False
+) -> Response:
+    """The native call of a model that is an encoder. `is_wrapped`: the body is {model, input}."""
     lora = request.query_params.get("lora")
 
     async def work(exchange: Exchange) -> tuple[bytes, int]:
-        body = exchange.body
+        body = unwrap(exchange.body)[1] if is_wrapped else exchange.body
         found = services.encoders.get(model)
         backend = _backend(services, found)
         result: dict[str, Any]

@@ -191,8 +191,8 @@ class MessageObject(msgspec.Struct):
     role: Literal["assistant"]
     model: str
     content: list[dict[str, Any]]
-    stop_reason: Literal["end_turn", "max_tokens", "tool_use"]
-    stop_sequence: None
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
     usage: MessageUsage
 
 
@@ -253,6 +253,7 @@ OPERATIONS: Final = {
     ),
     run.run_named: Operation(
         "The native call with the model in the body", RunResult, body=RunBody, is_stream=True,
+        other_replies=(EmbedResult, RankResult),
         query=settings_in_query(Body),
         example={"model": DEMO_MODEL, "input": {"prompt": "Which hall opens first?", "max_tokens": 64}},
     ),

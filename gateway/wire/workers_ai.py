@@ -23,7 +23,12 @@ class RunBody(msgspec.Struct):
     provider: str | None = None
 
 
+class _Named(msgspec.Struct):
+    model: str
+
+
 _run_decoder: Final = msgspec.json.Decoder(RunBody)
+_model_decoder: Final = msgspec.json.Decoder(_Named)
 
 
 def parse(body: bytes, query: Iterable[tuple[str, str]], model: str) -> ChatRequest:
@@ -44,6 +49,14 @@ def unwrap(body: bytes) -> tuple[str, bytes]:
     if not run.model:
         chat_body.bad("'model' is empty; name a model of the catalogue", "model")
     return run.model, bytes(run.input)
+
+
+def named_model(body: bytes) -> str | None:
+    """Which model a `RunBody` names; None where that cannot be said, which `unwrap` explains."""
+    try:
+        return _model_decoder.decode(body).model
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
 
 
 class WorkersAIReply:

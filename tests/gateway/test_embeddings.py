@@ -74,6 +74,13 @@ async def test_native_embeddings(world: tuple[Stack, dict[str, Any]], name: str,
             torch.testing.assert_close(torch.tensor(vector), wanted(theirs[name], text, pooling), atol=2e-5, rtol=1e-4)
         assert result["usage"] == {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}
     check_told("/ai/run/{model}", {"text": texts}, answer.json())
+    wrapped = {"model": name, "input": {"text": texts}}
+    named = await stack.post("/ai/run", wrapped)
+    assert (
+        named.json()["result"]["data"]
+        == (await stack.post(f"/ai/run/{name}", {"text": texts})).json()["result"]["data"]
+    )
+    check_told("/ai/run", wrapped, named.json())
     one = (await stack.post(f"/ai/run/{name}", {"text": texts[0]})).json()["result"]
     assert one["shape"] == [1, 32]
 
@@ -153,6 +160,9 @@ async def test_long_texts_are_cut_and_words_are_no_control_tokens(stack: Stack) 
     ("path", "body", "status", "code", "said"),
     [
         (f"/ai/run/{BGE}", b"", 400, 3003, "no body"),
+        ("/ai/run", {"model": BGE, "input": {}}, 400, 5006, "'text'"),
+        ("/ai/run", {"model": BGE}, 400, 5006, "field input"),
+        ("/ai/run", {"model": BGE, "input": {"text": "a", "lora": "x"}}, 405, 5005, "LoRA"),
         (f"/ai/run/{BGE}", {}, 400, 5006, "'text'"),
         (f"/ai/run/{BGE}", {"text": ["a", ""]}, 400, 5006, "'text'"),
         (f"/ai/run/{BGE}", {"text": ["a"] * 101}, 400, 5006, "1 to 100"),
