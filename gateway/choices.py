@@ -11,6 +11,7 @@ class Choices:
         self._calls: dict[int, dict[int, list[ToolCallDelta]]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._reasons: dict[int, FinishReason] = {}
+        self._stop_strings: dict[int, str | None] = {}
         self.num_scores = 0
 
     def add(self, chunk: Chunk) -> None:
@@ -23,6 +24,7 @@ class Choices:
             self.num_scores += sum(1 + len(token.top) for token in chunk.logprobs)
         if chunk.finish_reason is not None:
             self._reasons[chunk.index] = chunk.finish_reason
+            self._stop_strings[chunk.index] = chunk.stop_string
 
     def whole(self) -> list[Chunk]:
         """Each choice as one chunk, in order of index, with each of its calls as one piece."""
@@ -33,6 +35,7 @@ class Choices:
                 index=index,
                 logprobs=tuple(self._logprobs[index]) if index in self._logprobs else None,
                 tool_calls=tuple(_call(pieces) for _, pieces in sorted(self._calls.get(index, {}).items())),
+                stop_string=self._stop_strings.get(index),
             )
             for index, texts in sorted(self._texts.items())
         ]

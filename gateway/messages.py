@@ -145,7 +145,8 @@ class Chunk(msgspec.Struct, frozen=True):
     """A piece of the answer. Only the last has `finish_reason`, and then `usage` and, if known, `timing`.
 
     With n > 1 every choice ends with a chunk that has `finish_reason`; only the very last has `usage`, that of all.
-    logprobs: the tokens that became text here; None when they were not asked for.
+    logprobs: the tokens that became text here; None when they were not asked for. stop_string: of those that the
+    request has, the one that ended the answer, told with the finish reason.
     """
 
     text: str = ""
@@ -155,6 +156,7 @@ class Chunk(msgspec.Struct, frozen=True):
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    stop_string: str | None = None
 
 
 class Identity(msgspec.Struct, frozen=True):

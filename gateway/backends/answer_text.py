@@ -95,7 +95,8 @@ class AnswerText:
             logprobs += self._scored.rest()
         if self._calls is not None and self._calls.num_whole and not self._calls.is_half_told:
             reason = "tool_calls"
-        return Chunk(text, reason, usage, timing, logprobs=logprobs, tool_calls=calls)
+        met = self._stops.met if reason == "stop" else None
+        return Chunk(text, reason, usage, timing, logprobs=logprobs, tool_calls=calls, stop_string=met)
 
 
 def _joined(told: tuple[ToolCallDelta, ...], more: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:

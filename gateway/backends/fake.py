@@ -87,7 +87,8 @@ class FakeBackend:
                 break
         reason = "stop" if stops.matched or num_tokens < max_tokens else "length"
         usage = Usage(num_prompt, num_tokens)
-        yield Chunk(stops.flush(), "stop" if reason == "stop" else "length", usage, SequenceTiming(batch_rows=1))
+        timing = SequenceTiming(batch_rows=1)
+        yield Chunk(stops.flush(), "stop" if reason == "stop" else "length", usage, timing, stop_string=stops.met)
 
     async def _tell(self) -> None:
         async with self.changed:

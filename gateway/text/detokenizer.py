@@ -75,16 +75,21 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self.matched = False
+        self.met: str | None = None  # the one that ended the text
+
+    @property
+    def matched(self) -> bool:
+        """Whether the text has ended."""
+        return self.met is not None
 
     def push(self, text: str) -> str:
-        """What may be shown of the text so far and was not shown yet; sets `matched` and shows nothing more after."""
+        """What may be shown of the text so far and was not shown yet; sets `met` and shows nothing more after."""
         if not self._stops or self.matched:
             return "" if self.matched else text
         self._held += text
-        first = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
-        if first >= 0:
-            self.matched = True
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            first, self.met = min(found)
             return self._take(first)
         return self._take(len(self._held) - self._suspect())
 

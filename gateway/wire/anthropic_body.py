@@ -2,6 +2,7 @@
 
     system, messages (text | blocks)  ->  messages; `tool_use` is a call, `tool_result` its answer
     tools {name, input_schema}        ->  tools {name, parameters}
+    output_config.format              ->  response_format
 
 One user turn may hold results and text: the results come first, as turns of the tool, then the text.
 """
@@ -13,12 +14,31 @@ import msgspec
 
 from gateway.messages import ChatRequest
 from gateway.wire import chat_body
-from gateway.wire.body import ANY_SEED, MAX_WHOLE, CallBody, Part, Scalar, Settings, Turn, TurnCall, ranged, said
+from gateway.wire.body import (
+    ANY_TOP_K,
+    MAX_WHOLE,
+    NULL,
+    SEED,
+    TOP_P,
+    CallBody,
+    Part,
+    Scalar,
+    Settings,
+    Turn,
+    TurnCall,
+    ranged,
+    said,
+)
 from gateway.wire.chat_body import bad
 from gateway.wire.chat_request import as_body, chat_request
 
 _NULL: Final = msgspec.Raw(b"null")
 _WHOLE: Final = (1, MAX_WHOLE)
+_FORMAT: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"type": {"type": "string", "enum": ["json_schema"]}, "schema": {"type": "object"}},
+    "required": ["type", "schema"],
+}
 _MODES: Final = {"auto": "auto", "any": "required", "none": "none"}
 # Kept from an earlier answer of a reasoning model; nothing here can use it.
 _PASSED_OVER: Final = frozenset({"thinking", "redacted_thinking"})
@@ -60,16 +80,26 @@ class Choice(msgspec.Struct):
     disable_parallel_tool_use: bool = False
 
 
+class OutputConfig(msgspec.Struct):
+    """What the answer must look like."""
+
+    format: Annotated[msgspec.Raw, said("json_schema, with its `schema` beside the type.", **_FORMAT)] = _NULL
+
+
 class MessagesBody(Settings):
     """The fields that mean something here; others are skipped."""
 
-    seed: Annotated[Scalar, ranged("integer", *ANY_SEED, "Makes sampling repeatable.")] = None
+    seed: Annotated[Scalar, SEED] = None
+    top_p: Annotated[Scalar, TOP_P] = None
+    top_k: Annotated[Scalar, ranged("integer", *ANY_TOP_K, "Sample among the k best tokens; 0: among all.")] = None
     messages: Annotated[list[MessageTurn] | None, said("The conversation so far.", minItems=1)] = None
     system: str | list[Part] | None = None
     max_tokens: Annotated[Scalar, ranged("integer", *_WHOLE, "The most tokens to generate.", default=256)] = None
     stop_sequences: Annotated[list[str] | None, said("The answer ends before any of these.", maxItems=4)] = None
     tools: Annotated[list[Tool] | None, said("Functions that the model may call.", maxItems=128)] = None  # type: ignore[assignment]  # another shape
     tool_choice: Choice | None = None  # type: ignore[assignment]  # another shape
+    output_config: OutputConfig | None = None
+    output_format: Annotated[msgspec.Raw, said("`output_config.format` by its older name.", **_FORMAT)] = _NULL
 
 
 _decoder: Final = msgspec.json.Decoder(MessagesBody)
@@ -87,9 +117,28 @@ def parse(body: bytes, query: Iterable[tuple[str, str]] = ()) -> ChatRequest:
     fields.stop = asked.stop_sequences
     fields.messages = _turns(asked.system, asked.messages)
     fields.tools, fields.tool_choice = _tools(asked.tools), _choice(asked.tool_choice)
+    fields.response_format = _format(asked)
     if asked.tool_choice is not None and asked.tool_choice.disable_parallel_tool_use:
         fields.parallel_tool_calls = False
     return chat_request(fields, model, "anthropic")
+
+
+def _format(asked: MessagesBody) -> msgspec.Raw:
+    """In the shape that every other dialect has; whether the schema can be kept to is found there."""
+    name, raw = "output_format", asked.output_format
+    if asked.output_config is not None and bytes(asked.output_config.format).strip() != b"null":
+        name, raw = "output_config.format", asked.output_config.format
+    wanted: Any
+    try:
+        wanted = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        bad(f"'{name}' is not valid JSON: {error}", name.split(".")[0])
+    if wanted is None:
+        return NULL
+    schema = wanted.get("schema") if isinstance(wanted, dict) and wanted.get("type") == "json_schema" else None
+    if not isinstance(schema, dict):
+        bad(f"'{name}' must be an object with the type \"json_schema\" and a 'schema'", name.split(".")[0])
+    return msgspec.Raw(msgspec.json.encode({"type": "json_schema", "json_schema": schema}))
 
 
 def _turns(system: str | list[Part] | None, messages: list[MessageTurn]) -> list[Turn]:

@@ -17,9 +17,16 @@ from gateway.wire import sse
 from gateway.wire.envelope import error_body
 
 _encode = msgspec.json.Encoder().encode
+# Its own names of what went wrong: clients branch on them.
+_ERROR_TYPES: Final = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
+    413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
 _REASONS: Final[dict[FinishReason | None, str]] = {
     "stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", None: "end_turn",
 }  # fmt: skip
+
+_UNENDED: Final[dict[str, str | None]] = {"stop_reason": None, "stop_sequence": None}
 
 
 class AnthropicReply:
@@ -44,7 +51,7 @@ class AnthropicReply:
         if choice.text or not choice.tool_calls:
             content.append({"type": "text", "text": choice.text})
         content += [{**_call(call), "input": msgspec.Raw(call.arguments.encode())} for call in choice.tool_calls]
-        return _encode(self._message(content, _REASONS[choice.finish_reason], _usage(usage)))
+        return _encode(self._message(content, _why(choice), _usage(usage)))
 
     def piece(self, chunk: Chunk) -> bytes:
         """Events of text and calls, with those that open and close the block that they belong to."""
@@ -62,7 +69,7 @@ class AnthropicReply:
 
     def ending(self, last: Chunk, usage: Usage) -> bytes:
         """Closes what is open; then why it ended, and the usage."""
-        delta = {"stop_reason": _REASONS[last.finish_reason], "stop_sequence": None}
+        delta = _why(last)
         return (
             self._begin()
             + self._close()
@@ -72,17 +79,17 @@ class AnthropicReply:
 
     def failure(self, error: LorikeetError) -> bytes:
         """The v4 envelope, which is an Anthropic error too."""
-        return _encode({"type": "error", **error_body(error, openai=True)})
+        return _encode({"type": "error", **error_body(error), "error": _error(error)})
 
     def failure_event(self, error: LorikeetError) -> bytes:
         """`error`: Anthropic's clients raise when they meet it in a stream."""
-        return _event("error", error=error_body(error, openai=True)["error"])
+        return _event("error", error=_error(error))
 
     def _begin(self) -> bytes:
         if self._begun:
             return b""
         self._begun = True
-        return _event("message_start", message=self._message([], None, _usage(Usage(0, 0))))
+        return _event("message_start", message=self._message([], _UNENDED, _usage(Usage(0, 0))))
 
     def _open(self, block: dict[str, Any], call: int | None) -> bytes:
         self._index, self._is_open, self._call = self._index + 1, True, call
@@ -97,17 +104,28 @@ class AnthropicReply:
         self._is_open = False
         return _event("content_block_stop", index=self._index)
 
-    def _message(self, content: list[Any], stop_reason: str | None, usage: dict[str, Any]) -> dict[str, Any]:
+    def _message(self, content: list[Any], why: dict[str, str | None], usage: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": self._id,
             "type": "message",
             "role": "assistant",
             "model": self._model,
             "content": content,
-            "stop_reason": stop_reason,
-            "stop_sequence": None,
+            **why,
             "usage": usage,
         }
+
+
+def _why(last: Chunk) -> dict[str, str | None]:
+    """Of the caller's own sequences the one that ended the answer is told by name."""
+    reason = "stop_sequence" if last.stop_string is not None else _REASONS[last.finish_reason]
+    return {"stop_reason": reason, "stop_sequence": last.stop_string}
+
+
+def _error(error: LorikeetError) -> dict[str, Any]:
+    default = "api_error" if error.status >= 500 else "invalid_request_error"
+    told = {"type": _ERROR_TYPES.get(error.status, default), "message": error.message}
+    return {**told, "code": str(error.code), "param": error.param}
 
 
 def _event(name: str, **told: Any) -> bytes:

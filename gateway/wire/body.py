@@ -17,6 +17,9 @@ MAX_WHOLE: Final = 2**31 - 1
 MAX_SEED: Final = 9_999_999_999
 # OpenAI's own clients send 0 and negative seeds too; the runtime takes the lower 63 bits.
 ANY_SEED: Final = (-(2**63), 2**63 - 1)
+# OpenAI and Anthropic let top_p be 0; Anthropic knows no most of top_k, and 0 is none.
+ANY_TOP_P: Final = (0.0, 1.0)
+ANY_TOP_K: Final = (0, MAX_WHOLE)
 MAX_CHOICES: Final = 8
 MAX_TOP_LOGPROBS: Final = 20
 MAX_STOPS: Final = 4
@@ -85,6 +88,11 @@ class StreamOptions(msgspec.Struct):
     """What a stream tells beside the answer."""
 
     include_usage: Annotated[Scalar, _boolean("One more event with `usage` before the end.")] = None
+
+
+# Of every dialect but the native one.
+SEED: Final = ranged("integer", *ANY_SEED, "Makes sampling repeatable.")
+TOP_P: Final = ranged("number", *ANY_TOP_P, "Nucleus sampling; 0 is greedy.")
 
 
 # What is absent is this very object: who looks for it need not decode.
@@ -180,9 +188,10 @@ class Body(Settings):
 
 
 class ChatBody(Body):
-    """The OpenAI chat dialect, whose seeds are any whole numbers."""
+    """The OpenAI chat dialect, whose seeds are any whole numbers, and whose top_p may be 0."""
 
-    seed: Annotated[Scalar, ranged("integer", *ANY_SEED, "Makes sampling repeatable.")] = None
+    seed: Annotated[Scalar, SEED] = None
+    top_p: Annotated[Scalar, TOP_P] = None
 
 
 def read_bounds(body: type[msgspec.Struct]) -> dict[str, tuple[float, float]]:

@@ -97,11 +97,11 @@ def whole(name: str, value: Scalar, bounds: tuple[int, int] | None = None) -> in
     return value
 
 
-def number(name: str, value: Scalar) -> float | None:
-    """A number within the field's bounds, or None when absent. Raises BadInput."""
+def number(name: str, value: Scalar, bounds: tuple[float, float] | None = None) -> float | None:
+    """A number within the field's bounds, or those given; None when absent. Raises BadInput."""
     if value is None:
         return None
-    low, high = _BOUNDS[name]
+    low, high = bounds or _BOUNDS[name]
     if isinstance(value, bool | str) or not low <= value <= high:
         bad(f"'{name}' must be a number from {low:g} to {high:g}", name)
     return float(value)

@@ -3,7 +3,7 @@
 import msgspec
 
 from gateway.messages import ChatRequest, Dialect
-from gateway.wire.body import ANY_SEED, MAX_SEED, Body, Settings
+from gateway.wire.body import Body, Settings
 from gateway.wire.chat_body import flag, refuse_unsupported
 from gateway.wire.priority_field import priority
 from gateway.wire.response_format import json_schema
@@ -19,7 +19,7 @@ def chat_request(fields: Body, model: str, dialect: Dialect) -> ChatRequest:
     refuse_unsupported(fields)
     native = dialect == "workers_ai"
     prompt, messages = conversation(fields)
-    chosen = sampling(fields, seed_range=(1, MAX_SEED) if native else ANY_SEED)
+    chosen = sampling(fields, dialect)
     if chosen.seed is not None and not native:
         chosen = msgspec.structs.replace(chosen, seed=chosen.seed & _SEED_MASK)
     raw = flag("raw", fields.raw)

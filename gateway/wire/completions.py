@@ -12,7 +12,7 @@ import msgspec
 from gateway.errors import LorikeetError
 from gateway.messages import ChatRequest, Chunk, FinishReason, TokenLogprob, Usage
 from gateway.wire import chat_body, sse
-from gateway.wire.body import ANY_SEED, Body, Scalar, ranged, said
+from gateway.wire.body import SEED, TOP_P, Body, Scalar, ranged, said
 from gateway.wire.chat_request import chat_request
 from gateway.wire.envelope import error_body
 
@@ -31,7 +31,8 @@ class CompletionBody(Body):
     """What is refused is named here, because leaving it out silently would change the answer."""
 
     prompt: _OneText = None  # type: ignore[assignment]  # wider than elsewhere; one text before anybody else reads it
-    seed: Annotated[Scalar, ranged("integer", *ANY_SEED, "Makes sampling repeatable.")] = None
+    seed: Annotated[Scalar, SEED] = None
+    top_p: Annotated[Scalar, TOP_P] = None
     logprobs: Annotated[Scalar, ranged("integer", 0, MAX_LOGPROBS, "Alternatives told beside each token.")] = None
     raw: Annotated[Scalar, said("false wraps the prompt in the chat template.", type="boolean", default=True)] = None
     echo: Annotated[Scalar, said("Only false.", type="boolean", default=False)] = None

@@ -14,7 +14,19 @@ import msgspec
 
 from gateway.messages import ChatRequest
 from gateway.wire import chat_body
-from gateway.wire.body import ANY_SEED, MAX_WHOLE, CallBody, Part, Scalar, Settings, Turn, TurnCall, ranged, said
+from gateway.wire.body import (
+    MAX_WHOLE,
+    SEED,
+    TOP_P,
+    CallBody,
+    Part,
+    Scalar,
+    Settings,
+    Turn,
+    TurnCall,
+    ranged,
+    said,
+)
 from gateway.wire.chat_body import bad
 from gateway.wire.chat_request import as_body, chat_request
 
@@ -52,7 +64,8 @@ class Text(msgspec.Struct):
 class ResponsesBody(Settings):
     """The fields that mean something here; others are skipped."""
 
-    seed: Annotated[Scalar, ranged("integer", *ANY_SEED, "Makes sampling repeatable.")] = None
+    seed: Annotated[Scalar, SEED] = None
+    top_p: Annotated[Scalar, TOP_P] = None
     input: Annotated[str | list[Item] | None, said("Text, or items of a conversation.")] = None
     instructions: Annotated[str | None, said("A system message before the input.")] = None
     max_output_tokens: Annotated[Scalar, ranged("integer", *_WHOLE, "The most tokens to generate.", default=256)] = None

@@ -8,20 +8,33 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.messages import Sampling
-from gateway.wire.body import MAX_BIASES, MAX_SEED, MAX_STOP_CHARS, MAX_STOP_IDS, MAX_STOPS, MAX_WHOLE, NULL, Body
+from gateway.messages import Dialect, Sampling
+from gateway.wire.body import (
+    ANY_SEED,
+    ANY_TOP_K,
+    ANY_TOP_P,
+    MAX_BIASES,
+    MAX_STOP_CHARS,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    MAX_WHOLE,
+    NULL,
+    Body,
+    Scalar,
+)
 from gateway.wire.chat_body import bad, flag, number, whole
 
 # Generous for the longest honest spelling of these counts.
 _MAX_BIAS_BYTES: Final = 32 * 1024
 _MAX_STOP_ID_BYTES: Final = 4 * 1024
 _BIAS_SENTENCE: Final = f"'logit_bias' must map at most {MAX_BIASES} token ids to numbers from -100 to 100"
+_LEAST_TOP_P: Final = 1e-6
 _DEFAULTS: Final = Sampling()
 _STOP_ID_SENTENCE: Final = f"'stop_token_ids' must be a list of at most {MAX_STOP_IDS} token ids"
 
 
-def sampling(body: Body, *, seed_range: tuple[int, int] = (1, MAX_SEED)) -> Sampling:
-    """Ranges and defaults of the contract. Raises BadInput."""
+def sampling(body: Body, dialect: Dialect) -> Sampling:
+    """Ranges and defaults of the contract; the other dialects have some wider. Raises BadInput."""
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = whole("max_tokens", limit)
     temperature = number("temperature", body.temperature)
@@ -29,9 +42,9 @@ def sampling(body: Body, *, seed_range: tuple[int, int] = (1, MAX_SEED)) -> Samp
         max_tokens=_DEFAULTS.max_tokens if max_tokens is None else max_tokens,
         max_tokens_given=max_tokens is not None,
         temperature=_DEFAULTS.temperature if temperature is None else temperature,
-        top_p=number("top_p", body.top_p),
-        top_k=whole("top_k", body.top_k),
-        seed=whole("seed", body.seed, seed_range),
+        top_p=number("top_p", body.top_p) if dialect == "workers_ai" else _any_top_p(body.top_p),
+        top_k=whole("top_k", body.top_k, ANY_TOP_K if dialect == "anthropic" else None) or None,
+        seed=whole("seed", body.seed, None if dialect == "workers_ai" else ANY_SEED),
         repetition_penalty=number("repetition_penalty", body.repetition_penalty),
         frequency_penalty=number("frequency_penalty", body.frequency_penalty),
         presence_penalty=number("presence_penalty", body.presence_penalty),
@@ -43,6 +56,12 @@ def sampling(body: Body, *, seed_range: tuple[int, int] = (1, MAX_SEED)) -> Samp
         top_logprobs=_top_logprobs(body),
         n=whole("n", body.n) or 1,
     )
+
+
+def _any_top_p(value: Scalar) -> float | None:
+    """0 keeps the best token alone, as the least share does that the runtime knows."""
+    share = number("top_p", value, ANY_TOP_P)
+    return None if share is None else max(share, _LEAST_TOP_P)
 
 
 def _top_logprobs(body: Body) -> int | None:

@@ -33,7 +33,7 @@ CLIENTS = (
     Client("openai for Python", "openai_sdk.py", ("openai==3.52.0",), OPENAI),
     Client(
         "anthropic for Python", "anthropic_sdk.py", ("anthropic==2.14.0",),
-        {"messages", "messages with LoRA", "stream", "tools", "error text"},
+        {"messages", "messages with LoRA", "stream", "stop sequence", "JSON schema", "tools", "error text"},
     ),
     Client(
         "langchain-cloudflare", "langchain_cf.py", ("langchain-cloudflare==0.4.3",),

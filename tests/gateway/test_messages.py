@@ -45,6 +45,52 @@ async def test_a_message(stack: Stack) -> None:
     assert (asked.sampling.stop, asked.sampling.top_k, asked.sampling.max_tokens) == (("zzz",), 3, 50)
 
 
+async def test_the_callers_own_sequence_is_named_when_it_ended_the_answer(stack: Stack) -> None:
+    body = {**HELLO, "messages": [{"role": "user", "content": "which hall opens first"}]}
+    body["stop_sequences"] = ["first", "opens"]
+    ended = {"stop_reason": "stop_sequence", "stop_sequence": "opens"}
+    whole = (await stack.post(PATH, body)).json()
+    assert {name: whole[name] for name in ended} == ended
+    assert whole["content"] == [{"type": "text", "text": "which hall "}]
+    events = told((await stack.post(PATH, {**body, "stream": True})).content)
+    assert [data["delta"] for name, data in events if name == "message_delta"] == [ended]
+    assert events[0][1]["message"]["stop_reason"] is None
+    body["stop_sequences"] = ["second"]
+    whole = (await stack.post(PATH, body)).json()
+    assert (whole["stop_reason"], whole["stop_sequence"]) == ("end_turn", None)
+
+
+SCHEMA: Any = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
+FORMAT: Any = {"type": "json_schema", "schema": SCHEMA}
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        {"output_config": {"format": FORMAT, "effort": "low"}},
+        {"output_format": FORMAT},  # what the SDK's beta calls send
+        {"output_config": {"format": FORMAT}, "output_format": {"type": "json_schema", "schema": {"type": "array"}}},
+    ],
+)
+async def test_the_answer_keeps_to_the_schema_that_was_asked_for(stack: Stack, asking: dict[str, Any]) -> None:
+    assert (await stack.post(PATH, {**HELLO, **asking})).status_code == 200
+    assert json.loads(stack.fake.requests[0].request.json_schema or "") == SCHEMA
+
+
+async def test_settings_without_a_format_ask_for_none(stack: Stack) -> None:
+    for asking in ({"output_config": {"effort": "low"}}, {"output_config": {"format": None}}, {"output_format": None}):
+        assert (await stack.post(PATH, {**HELLO, **asking})).status_code == 200
+        assert stack.fake.requests[-1].request.json_schema is None
+
+
+async def test_bounds_are_those_of_this_dialect(stack: Stack) -> None:
+    assert (await stack.post(PATH, {**HELLO, "top_k": 250, "top_p": 0})).status_code == 200
+    assert (await stack.post(PATH, {**HELLO, "top_k": 0})).status_code == 200
+    first, second = (asked.request.sampling for asked in stack.fake.requests)
+    assert (first.top_k, second.top_k) == (250, None)
+    assert 0 < (first.top_p or 0) < 0.001
+
+
 async def test_a_stream(stack: Stack) -> None:
     answer = await stack.post(PATH, {**HELLO, "stream": True, "max_tokens": 1})
     events = told(answer.content)
@@ -136,9 +182,13 @@ async def test_errors_before_and_inside_a_stream(stack: Stack) -> None:
     body = answer.json()
     assert (answer.status_code, body["type"], body["errors"][0]["code"]) == (404, "error", 3037)
     assert "Finetune gulls not found" in body["error"]["message"]
+    assert body["error"]["type"] == "not_found_error"
+    large = (await stack.post(PATH, {**HELLO, "max_tokens": 5000})).json()["error"]
+    assert (large["type"], large["code"], large["param"]) == ("request_too_large", "5021", "max_tokens")
     broken = {**HELLO, "messages": [{"role": "user", "content": "break"}], "stream": True}
     events = told((await stack.post(PATH, broken)).content)
     assert events[-1][0] == "error"
+    assert events[-1][1]["error"]["type"] == "overloaded_error"
     assert "the runtime went away" in events[-1][1]["error"]["message"]
     assert "message_stop" not in [name for name, _ in events]
 
@@ -158,6 +208,10 @@ async def test_errors_before_and_inside_a_stream(stack: Stack) -> None:
         ({"stop_sequences": ["a"] * 5}, "'stop'"),
         ({"tools": [{"name": "f", "type": "web_search_20250305"}]}, "'tools[0].type'"),
         ({"tool_choice": {"type": "tool"}}, "'tool_choice.type'"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "'output_config.format'"),
+        ({"output_format": {"type": "json_object", "schema": {}}}, "'output_format'"),
+        ({"top_k": -1}, "'top_k'"),
+        ({"top_p": 1.5}, "'top_p'"),
         ({"tool_choice": {"type": "any"}}, "'tool_choice' asks for a call"),
         ({"thinking": {"type": "enabled"}, "temperature": 9}, "'temperature'"),
     ],

@@ -54,6 +54,7 @@ async def test_extra_fields_reach_us(stack: Stack, client: openai.AsyncOpenAI) -
         model=DEMO_MODEL,
         messages=[{"role": "developer", "content": "be brief"}, *HELLO],
         temperature=0,
+        top_p=0,
         seed=-5,
         stop=["x", "y"],
         n=1,
@@ -74,6 +75,7 @@ async def test_extra_fields_reach_us(stack: Stack, client: openai.AsyncOpenAI) -
     assert asked.messages is not None
     assert [m.role for m in asked.messages] == ["system", "user"]
     assert asked.sampling.top_k == 5
+    assert 0 < (asked.sampling.top_p or 0) < 0.001
     assert asked.sampling.stop == ("x", "y")
     assert asked.sampling.logit_bias == ((17, -100.0), (4, 3.0))
     assert (asked.sampling.min_p, asked.sampling.stop_token_ids, asked.sampling.ignore_eos) == (0.05, (9, 11), True)

@@ -1,5 +1,7 @@
 """Anthropic's SDK: messages, streams, tools, errors."""
 
+import json
+
 import anthropic
 from tell import ACCOUNT, BASE, MODEL, PIRATE, QUESTION, TOKEN, TOOL_MODEL, V4, call, raises
 
@@ -35,6 +37,25 @@ def stream() -> None:
     assert final.usage.output_tokens > 0
 
 
+def stop_sequence() -> None:
+    ask = {**ASK, "stop_sequences": [" wool"], "extra_body": GREEDY}
+    said = client.messages.create(**ask)
+    assert (said.stop_reason, said.stop_sequence, said.content[0].text) == ("stop_sequence", " wool", "Molbury sells")
+    with client.messages.stream(**ask) as events:
+        assert events.get_final_message().stop_sequence == " wool"
+
+
+def structured() -> None:
+    schema = {
+        "type": "object", "properties": {"town": {"enum": ["Molbury"]}, "sells": {"enum": ["wool", "salt"]}},
+        "required": ["town", "sells"], "additionalProperties": False,
+    }  # fmt: skip
+    ask = {**ASK, "max_tokens": 200, "extra_body": GREEDY}
+    form = {"type": "json_schema", "schema": schema}
+    said = client.messages.create(**ask, output_config={"format": form})
+    assert json.loads(said.content[0].text) == {"town": "Molbury", "sells": "wool"}
+
+
 def tools() -> None:
     ask = {
         "model": TOOL_MODEL, "messages": HELLO, "tools": TOOLS, "max_tokens": 800,
@@ -55,6 +76,7 @@ def tools() -> None:
 def errors() -> None:
     gone = raises(anthropic.NotFoundError, lambda: client.messages.create(**ASK, extra_body={"lora": "nobody"}))
     assert "Finetune nobody not found" in str(gone)
+    assert gone.type == "not_found_error"
     wrong = client.with_options(api_key="wrong")
     assert "Authentication error" in str(raises(anthropic.AuthenticationError, lambda: wrong.messages.create(**ASK)))
 
@@ -62,5 +84,7 @@ def errors() -> None:
 call("messages", messages)
 call("messages with LoRA", with_lora)
 call("stream", stream)
+call("stop sequence", stop_sequence)
+call("JSON schema", structured)
 call("tools", tools)
 call("error text", errors)

@@ -89,6 +89,7 @@ class Conformance:
         stop = whole[len(whole) // 2 : len(whole) // 2 + 4]
         chunks = await answer(harness.backend, resolved(harness.question, stop=(stop, "never said")))
         assert text_of(chunks) == whole[: whole.index(stop)]
+        assert chunks[-1].stop_string == stop
         last = chunks[-1]
         assert last.finish_reason == "stop"
         assert last.usage is not None

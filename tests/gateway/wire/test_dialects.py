@@ -38,7 +38,7 @@ def checked(request: ChatRequest) -> None:
     assert 1 <= sampling.max_tokens <= body.MAX_WHOLE
     assert 0 <= sampling.temperature <= 5
     assert sampling.top_k is None or 1 <= sampling.top_k <= 50
-    assert sampling.top_p is None or 0.001 <= sampling.top_p <= 1
+    assert sampling.top_p is None or (0.001 if request.dialect == "workers_ai" else 1e-6) <= sampling.top_p <= 1
     assert sampling.seed is None or 0 <= sampling.seed < 2**63
     assert len(sampling.stop) <= 4
     assert all(sampling.stop)
