@@ -8,15 +8,19 @@ Pipelining is answered in order, a few requests ahead: nothing is read while mor
 dropped, because uvicorn would append them to the headers of a request that is already being judged by them. When there
 are more connections than descriptors allow, the one that has said nothing for longest is closed for the new one.
 
+A wish for another protocol (`Upgrade`) is passed over: the request is read again without it, and answered.
+
 Who closes the sending side has gone: from here a half-closed connection looks like a closed one, and a runtime must not
 compute for nobody until a write fails. So the request is abandoned at once, as nginx and Go's server do by default.
 """
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -26,6 +30,7 @@ from gateway.joined_writes import JoinedWrites
 from gateway.open_body import SCOPE_KEY as BODY_KEY
 from gateway.open_body import OpenBody
 from gateway.open_files import max_connections
+from gateway.plain_head import plain_head
 from gateway.wire.envelope import error_body
 
 HEAD_DEADLINE_S: Final = 10.0
@@ -63,6 +68,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._closing_since: float | None = None
         self._refusal: tuple[int, str] | None = None
         self._waits = False  # the refusal, for the answers to the requests before
+        self._fed = b""
+        self._plain_head = b""  # of a request that asked for another protocol
+        self._again = b""  # that request and what came after it, still to be read
         self._watch: asyncio.TimerHandle | None = None
         self._reader_stalled: asyncio.TimerHandle | None = None
 
@@ -113,7 +121,11 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             return
         if self._phase == "body":
             self._framing += len(data)
+        self._fed = data
         super().data_received(data)
+        while self._again and not self._waits and not self.transport.is_closing():
+            self._fed, self._again = self._again, b""
+            super().data_received(self._fed)
         if self._waits or self.transport.is_closing():
             return
         if self._phase == "body" and self._framing > MAX_HEAD_BYTES:
@@ -153,6 +165,10 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             self._refuse(431, "Request header fields too large.")
 
     def on_headers_complete(self) -> None:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            self._plain_head = plain_head(method, self.url, version, self.headers)
+            return
         names = [name for name, _ in self.headers]
         if names.count(b"host") > 1 or (names.count(b"host") == 0 and self.parser.get_http_version() == "1.1"):
             self._refuse(400, "Exactly one Host header is needed.")
@@ -180,8 +196,18 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._plain_head:
+            return
         self._enter("idle")
         super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called where the parser stops behind the head of such a request: another parser goes on from there."""
+        stopped = sys.exception()
+        assert isinstance(stopped, httptools.HttpParserUpgrade), "uvicorn calls this while it handles one"
+        self._again, self._plain_head = self._plain_head + self._fed[stopped.args[0] :], b""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
         self._running = cycle

@@ -19,6 +19,7 @@ from gateway.open_files import MOST_OPEN_FILES, max_connections, raise_limit
 
 SEEN: list[str] = []
 HEADERS: list[list[bytes]] = []
+BODIES: list[bytes] = []
 WROTE: list[bool] = []
 EVENTS: dict[str, asyncio.Event] = {}  # of the request for /wait; each test has its own, bound to its own loop
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -27,8 +28,11 @@ HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 
 async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
     SEEN.append(scope["path"])
-    while (await receive()).get("more_body"):
-        pass
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    BODIES.append(body)
     HEADERS.append([name for name, _ in scope["headers"]])
     if scope["path"] == "/wait":
         EVENTS["waiting"].set()
@@ -37,12 +41,12 @@ async def _app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         EVENTS["gone"].set()
         return
     if scope["path"] == "/pieces":
-        body: OpenBody = scope[BODY_KEY]
-        WROTE.append(body.write(b"before the head"))
+        answer: OpenBody = scope[BODY_KEY]
+        WROTE.append(answer.write(b"before the head"))
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        WROTE.extend([body.write(b"one"), body.write(b""), body.write(b"x" * 20)])
+        WROTE.extend([answer.write(b"one"), answer.write(b""), answer.write(b"x" * 20)])
         await send({"type": "http.response.body", "body": b"last", "more_body": False})
-        WROTE.append(body.write(b"after the end"))
+        WROTE.append(answer.write(b"after the end"))
         return
     if scope["path"] == "/flood":
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -72,7 +76,7 @@ class _Server(uvicorn.Server):
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    for seen in (SEEN, HEADERS, WROTE):
+    for seen in (SEEN, HEADERS, BODIES, WROTE):
         seen.clear()
     EVENTS.update(waiting=asyncio.Event(), gone=asyncio.Event(), release=asyncio.Event())
     server = _Server(uvicorn.Config(_app, port=0, http=GuardedHttpProtocol, lifespan="off", log_config=None))
@@ -109,6 +113,45 @@ async def test_good_requests_pass_and_the_connection_is_reused(port: int) -> Non
     assert SEEN == ["/a b"] * 3
 
 
+H2C = POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "body"),
+    [
+        ([H2C + LENGTH + HIDDEN], HIDDEN),  # the body is a body, whatever it looks like
+        ([H2C + LENGTH, HIDDEN], HIDDEN),  # as Java's client sends it
+        ([H2C[:70], H2C[70:] + LENGTH + HIDDEN[:5], HIDDEN[5:]], HIDDEN),
+        ([H2C + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"0\r\n\r\n"], b"abc"),
+        ([b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"], b""),
+        ([H2C + b"Content-Length: 40000\r\n\r\n" + b"y" * 40_000], b"y" * 40_000),
+    ],
+)
+async def test_a_wish_for_another_protocol_is_passed_over(port: int, pieces: list[bytes], body: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for count in (1, 2):  # the connection goes on as it is
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        answer = await asyncio.wait_for(reader.readuntil(b"ok"), 5)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert [body] * count == BODIES
+    assert {name for names in HEADERS for name in names} <= {b"host", b"content-length", b"transfer-encoding"}
+    writer.write(b"GET /last HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"ok"), 5)).startswith(b"HTTP/1.1 200")
+    writer.close()
+    assert SEEN == ["/", "/", "/last"]
+
+
+async def test_requests_that_wish_for_another_protocol_may_be_pipelined(port: int) -> None:
+    one = H2C + b"Content-Length: 3\r\n\r\nabc"
+    reply = await _send(port, one * 20 + one.replace(b"Upgrade,", b"close, Upgrade,"))
+    assert reply.count(b"HTTP/1.1 200") == 21
+    assert BODIES == [b"abc"] * 21
+
+
 async def test_a_large_body_in_one_write_is_not_a_large_head(port: int) -> None:
     body = b"x" * 500_000
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -129,6 +172,11 @@ async def test_a_large_body_in_one_write_is_not_a_large_head(port: int) -> None:
         (b"POST / HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN, 400),
+        (H2C + b"Host: y\r\n\r\n" + HIDDEN, 400),
+        (H2C + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nab" + HIDDEN, 400),
+        (H2C + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN, 400),
+        (H2C + b"A: b\r\n" * 20_000 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n", 400),
         (b"GET /a/%2e%2e/b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
