@@ -35,7 +35,18 @@ from gateway.cache_care import CacheCare
 from gateway.catalog import ALIASES, Catalog, CatalogModel
 from gateway.data_dir import DataDir, object_folder
 from gateway.encoders import EncoderCatalog, EncoderModel
-from gateway.endpoints import embeddings, finetune_versions, health, identity, logs, models, openai, openapi, run
+from gateway.endpoints import (
+    embeddings,
+    finetune_versions,
+    health,
+    identity,
+    logs,
+    models,
+    openai,
+    openapi,
+    run,
+    token_count,
+)
 from gateway.endpoints import finetunes as finetunes_endpoint
 from gateway.finetunes import Finetunes
 from gateway.ids import new_id
@@ -67,6 +78,7 @@ ROWS: Final[tuple[ApiRoute | PublicRoute, ...]] = (
     *run.ROUTES,  # the busiest first: the table is searched from the top
     *openai.ROUTES,
     *embeddings.ROUTES,
+    *token_count.ROUTES,
     *health.ROUTES,
     *identity.ROUTES,
     *models.ROUTES,

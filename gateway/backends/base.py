@@ -6,12 +6,12 @@ Closing the iterator before its end (the caller went away) must free everything 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
-from gateway.messages import Chunk, ResolvedRequest
+from gateway.messages import ChatRequest, Chunk, ResolvedRequest
 from runtime.protocol import AdapterRef, AdapterStatus, CacheReport
 
 
 class Backend(Protocol):
-    """At most five verbs; every backend passes `tests/gateway/backends/conformance.py`."""
+    """At most six verbs; every backend passes `tests/gateway/backends/conformance.py`."""
 
     def generate(self, request: ResolvedRequest) -> AsyncGenerator[Chunk, None]:
         """Streams the answer; the last chunk has finish_reason and usage.
@@ -19,6 +19,10 @@ class Backend(Protocol):
         Raises ContextExceeded, OverCapacity, FinetuneNotFound, RuntimeUnavailable, RequestTimeout before or, once
         chunks flowed, between chunks.
         """
+        ...
+
+    async def count_tokens(self, asked: ChatRequest) -> int:
+        """Of the prompt, as `generate` would send it. Raises BadInput, and ContextExceeded far beyond the window."""
         ...
 
     async def adapter_statuses(self, digests: Sequence[str]) -> Mapping[str, AdapterStatus]:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from gateway.backends.choices import side_by_side
 from gateway.errors import ContextExceeded, LorikeetError, OverCapacity
-from gateway.messages import Chunk, ResolvedRequest, ScoredText, TokenLogprob, Usage
+from gateway.messages import ChatRequest, Chunk, ResolvedRequest, ScoredText, TokenLogprob, Usage
 from gateway.text.detokenizer import StopStrings
 from runtime.protocol import AdapterRef, AdapterStatus, SequenceTiming, TierVisit
 
@@ -43,7 +43,7 @@ class FakeBackend:
         """See `Backend.generate`."""
         if self.open >= self._max_open:
             raise OverCapacity("Capacity temporarily exceeded, please try again.", retry_after_s=1)
-        num_prompt = len(_prompt(request).split())
+        num_prompt = await self.count_tokens(request.request)
         wanted = request.request.sampling
         room = self._context_window - num_prompt
         if room < 1 or (wanted.max_tokens_given and wanted.max_tokens > room):
@@ -68,6 +68,10 @@ class FakeBackend:
             self.open -= 1
             self.closed += not done
             await self._tell()
+
+    async def count_tokens(self, asked: ChatRequest) -> int:
+        """See `Backend.count_tokens`."""
+        return len(_prompt(asked).split())
 
     async def _pieces(self, request: ResolvedRequest, num_prompt: int, max_tokens: int) -> AsyncGenerator[Chunk, None]:
         stops = StopStrings(request.request.sampling.stop)
@@ -125,8 +129,7 @@ def _certain(word: str, top_logprobs: int | None) -> tuple[TokenLogprob, ...] | 
     return (TokenLogprob(only.text, only.data, only.logprob, (only,) if top_logprobs else ()),)
 
 
-def _prompt(request: ResolvedRequest) -> str:
-    asked = request.request
+def _prompt(asked: ChatRequest) -> str:
     return asked.prompt if asked.prompt is not None else " ".join(m.content for m in asked.messages or ())
 
 

@@ -34,6 +34,8 @@ from runtime.protocol import (
 
 # Encoding takes about a microsecond per three characters: longer texts leave the event loop.
 _INLINE_CHARS: Final = 4096
+# Whoever asks how long a prompt is learns it up to so many times the context window.
+COUNTED_WINDOWS: Final = 8
 
 T = TypeVar("T")
 
@@ -145,10 +147,14 @@ class RuntimeBackend:
         """See `Backend.ready`."""
         return self._client.problem
 
-    async def _encode(self, asked: ChatRequest, window: int) -> list[int]:
-        """Raises ContextExceeded when the prompt leaves no room for one token, BadInput when the template refuses."""
+    async def count_tokens(self, asked: ChatRequest) -> int:
+        """See `Backend.count_tokens`. Asks no runtime."""
+        return len(await self._tokens(asked, COUNTED_WINDOWS * self._context_window))
+
+    async def _tokens(self, asked: ChatRequest, window: int) -> list[int]:
+        """Raises ContextExceeded for a prompt far beyond the window, BadInput when the template refuses."""
         try:
-            prompt = await _away(asked, self._tokenizer.encode_request, asked, window)
+            return await _away(asked, self._tokenizer.encode_request, asked, window)
         except TemplateFault as error:
             raise BadInput(
                 f"AiError: Bad input: Error: the model's chat template refuses these messages: {error}",
@@ -160,6 +166,10 @@ class RuntimeBackend:
             raise ContextExceeded(
                 f"{context_length(window)}, and the prompt has over {error.least}: send less text"
             ) from error
+
+    async def _encode(self, asked: ChatRequest, window: int) -> list[int]:
+        """Raises ContextExceeded when the prompt leaves no room for one token, BadInput as `_tokens`."""
+        prompt = await self._tokens(asked, window)
         if not prompt:
             raise BadInput("AiError: Bad input: Error: the prompt has no tokens; send some text", param="prompt")
         if len(prompt) >= window:

@@ -4,7 +4,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from gateway.endpoints import embeddings, openai, run
+from gateway.endpoints import embeddings, openai, run, token_count
 from gateway.openapi.operation import Failure, Form, Operation, Query, settings_in_query
 from gateway.settings import DEMO_MODEL
 from gateway.wire.anthropic_body import MessagesBody
@@ -196,6 +196,12 @@ class MessageObject(msgspec.Struct):
     usage: MessageUsage
 
 
+class TokenCount(msgspec.Struct):
+    """Of a prompt."""
+
+    input_tokens: int
+
+
 class Embedding(msgspec.Struct):
     """A vector: numbers, or base64 of little-endian float32."""
 
@@ -273,6 +279,10 @@ OPERATIONS: Final = {
     openai.messages: Operation(
         "Anthropic messages", MessageObject, "none", body=MessagesBody, is_stream=True,
         example={"model": DEMO_MODEL, "messages": _HELLO, "max_tokens": 64},
+    ),
+    token_count.count_tokens: Operation(
+        "How many tokens the prompt of Anthropic messages has", TokenCount, "none", body=MessagesBody, ours=True,
+        example={"model": DEMO_MODEL, "messages": _HELLO},
     ),
     embeddings.create_embeddings: Operation(
         "OpenAI embeddings", EmbeddingList, "none", body=EmbeddingsBody, one_of=("input",),

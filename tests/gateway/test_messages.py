@@ -9,8 +9,10 @@ from gateway.messages import ChatRequest, Chunk, ToolCallDelta, Usage
 from gateway.settings import DEMO_MODEL
 from gateway.wire.anthropic_reply import AnthropicReply
 from tests.gateway.stack import Stack
+from tests.gateway.told import check_told
 
 PATH = "/ai/v1/messages"
+COUNT = PATH + "/count_tokens"
 HELLO: Any = {"model": DEMO_MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": "which hall"}]}
 
 
@@ -175,6 +177,22 @@ def test_calls_are_blocks_of_their_own() -> None:
     call = ToolCallDelta(0, "c1", "look", '{"a":1}')
     said = json.loads(whole.whole([Chunk("", "tool_calls", tool_calls=(call,))], Usage(1, 1)))
     assert said["content"] == [{"type": "tool_use", "id": "c1", "name": "look", "input": {"a": 1}}]
+
+
+async def test_tokens_are_counted_before_anything_is_asked(stack: Stack) -> None:
+    body = {"model": DEMO_MODEL, "system": "be brief", "messages": HELLO["messages"]}
+    answer = await stack.post(COUNT, body)
+    assert (answer.status_code, answer.json()) == (200, {"input_tokens": 4})
+    check_told(COUNT, body, answer.json())
+    assert (stack.fake.requests, stack.records.seen) == ([], [])
+    for change, status, code in (
+        ({"messages": []}, 400, 5006),
+        ({"model": "@cf/no/where"}, 400, 5007),
+        ({"model": "@cf/google/gemma-2b-it-lora"}, 400, 5007),
+    ):
+        refused = await stack.post(COUNT, {**body, **change})
+        assert (refused.status_code, refused.json()["errors"][0]["code"]) == (status, code), refused.text
+        assert refused.json()["error"]["message"]
 
 
 async def test_errors_before_and_inside_a_stream(stack: Stack) -> None:

@@ -37,6 +37,7 @@ ADDITIONS = (
     "/readyz",
     "/export",
     "/ai/v1/models",
+    "/count_tokens",
     "/v1/completions",
 )
 
@@ -132,6 +133,7 @@ async def test_examples_are_what_the_schema_says(name: str) -> None:
 ANSWERING = [
     name for name in CALLS if "/ai/run" in name or ("POST" in name and "/ai/v1/" in name and "embed" not in name)
 ]
+ANSWERING.remove(next(name for name in ANSWERING if "count_tokens" in name))
 
 
 @pytest.mark.parametrize("name", ANSWERING)

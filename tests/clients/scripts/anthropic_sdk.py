@@ -23,6 +23,8 @@ def messages() -> None:
     assert said.content[0].text == BASE
     assert said.stop_reason == "end_turn"
     assert said.usage.input_tokens > 0
+    counted = client.messages.count_tokens(model=MODEL, messages=HELLO)
+    assert counted.input_tokens == said.usage.input_tokens
 
 
 def with_lora() -> None:

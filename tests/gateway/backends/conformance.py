@@ -84,6 +84,12 @@ class Conformance:
         assert [text_of(chunks) for chunks in together] == alone
         await harness.idle()
 
+    async def test_a_prompt_is_counted_as_it_is_sent(self, harness: Harness) -> None:
+        request = resolved(harness.question)
+        usage = (await answer(harness.backend, request))[-1].usage
+        assert usage is not None
+        assert await harness.backend.count_tokens(request.request) == usage.prompt_tokens
+
     async def test_a_stop_string_is_never_shown(self, harness: Harness) -> None:
         whole = text_of(await answer(harness.backend, resolved(harness.question)))
         stop = whole[len(whole) // 2 : len(whole) // 2 + 4]
