@@ -85,4 +85,6 @@ $(VENV)/.runtime: $(VENV)/.torch
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "  development tools ..."
 	@$(PIP) -e '.[dev]' $(ONE_LINE)
+	@echo "  kernels that only the tests use ..."
+	@$(BIN)/python -m kernels.cpu float32 float16 float32-of-bfloat16 float32-of-float16 > /dev/null
 	@touch $@

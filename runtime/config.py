@@ -22,7 +22,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One runtime: one base model on one device.
 
     model: catalogue name, for `ModelInfo`. model_folder: Hugging Face layout.
-    dtype: of weights, cache and adapters; "auto" is what the model's files have. On a CPU all computing is in float32.
+    dtype: of weights, cache and adapters; "auto" is what the model's files have. On a CPU all computing is in float32,
+    and with "float32" the weights stay what the files have.
     threads: on a CPU, 0 for one a core. kv_bytes: key/value cache; 0, for a card only: what `card_memory`
     (bytes, or a share of what is free on the card) leaves. adapter_rows: device pool in rank rows.
     step_tokens: new tokens per step, decode and prefill together. copy_bytes: adapter bytes written per step while

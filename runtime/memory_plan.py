@@ -7,6 +7,7 @@ whole blocks, up to what the runtime could ever use. Pure arithmetic, no torch: 
 machine with it, a runtime on a card plans its own.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,6 +17,10 @@ from runtime.model_size import DType, ModelSize
 from storage.geometry import GROUPS, Geometry
 
 ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Whether a CPU's steps are those of `kernels/cpu`, which hold weights in the type of the files (`ModelSize.held_as`).
+# As `kernels.cpu.compiling` finds out, which whoever plans may not import.
+_HAS_KERNELS: Final = importlib.util.find_spec("numba") is not None
 
 # Interpreter, torch and Numba on a CPU, measured: 400 MB of their own, and the allocator's slack.
 PROCESS_BYTES: Final = 448 * 1024**2
@@ -123,14 +128,16 @@ class Split:
 
 def needs_of(model: ModelSize, limits: Limits, max_tokens: int | None = None) -> Needs:
     """`max_tokens`: the longest sequence that is asked for, where it is less than the model's."""
-    item, geometry = ITEM_BYTES[model.dtype if limits.dtype == "auto" else limits.dtype], model.geometry
+    dtype, geometry = model.dtype if limits.dtype == "auto" else limits.dtype, model.geometry
+    held = model.held_as(dtype) if _HAS_KERNELS and not limits.on_card else dtype
+    item = ITEM_BYTES[dtype]
     longest = min(model.max_positions, max_tokens or model.max_positions)
     block = geometry.num_layers * 2 * geometry.num_kv_heads * geometry.head_dim * limits.block_tokens * item
     least_tokens = min(longest, LEAST_TOKENS)
     sequence, least = (-(-tokens // limits.block_tokens) * block for tokens in (longest, least_tokens))
     return Needs(
         # Norms are kept in float32 where the family asks for it.
-        weights=model.num_weights * item + model.num_small * 4,
+        weights=model.num_weights * ITEM_BYTES[held] + model.num_small * 4,
         adapters=_row_bytes(geometry, item) * limits.adapter_rows,
         working=_working(model, limits, longest, item) + block,  # the cache's empty block is of no use to sequences
         block=block,

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from runtime.errors import ModelInvalid
 from runtime.model_types import model_type_of
@@ -13,13 +13,18 @@ from storage.geometry import Geometry
 
 DType = Literal["float32", "bfloat16", "float16"]
 
+Name = TypeVar("Name", bound=str)  # of a type: a DType where the caller knows that it is one
+
 _DEFAULT_POSITIONS: Final = 8192
 _DTYPES: Final[dict[str, DType]] = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """`num_weights`: numbers in matrices; `num_small`: in vectors (norms, biases). `dtype`: of most of the weights."""
+    """`num_weights`: numbers in matrices; `num_small`: in vectors (norms, biases). `dtype`: of most of the weights.
+
+    mixed: not all matrices have it.
+    """
 
     geometry: Geometry
     vocab_size: int
@@ -27,6 +32,12 @@ class ModelSize:
     num_weights: int
     num_small: int
     dtype: DType = "float32"
+    mixed: bool = False
+
+    def held_as(self, dtype: Name) -> Name | DType:
+        """What the CPU's kernels hold the matrices in for a runtime of this type: for "float32" what the files have,
+        which loses nothing and is less to read. One type for all; where files mix several that is "float32"."""
+        return self.dtype if dtype == "float32" and not self.mixed else dtype
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelSize":
@@ -51,4 +62,4 @@ class ModelSize:
             else:
                 of_dtype[_DTYPES.get(tensor.dtype, "float32")] += tensor.num_elements
         dtype: DType = of_dtype.most_common(1)[0][0] if of_dtype else "float32"
-        return cls(geometry, vocab_size, max_positions, of_dtype.total(), small, dtype)
+        return cls(geometry, vocab_size, max_positions, of_dtype.total(), small, dtype, len(of_dtype) > 1)

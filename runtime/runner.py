@@ -2,7 +2,8 @@
 
 A step is: records -> tensors (`layers/step.py`) -> decoder -> logits of the sampled rows -> tokens (`sampler.py`).
 A grammar's masks come between the logits and the sampler (`grammars/masks.py`). On a CPU with Numba a program takes the
-place of the first two (`models/cpu_program.py`); without it torch computes, slower.
+place of the first two (`models/cpu_program.py`), and the weights keep the type of their files where that loses nothing;
+without it torch computes, slower and with weights of the type that it computes in.
 Everything here belongs to the engine thread.
 """
 
@@ -25,6 +26,7 @@ from runtime.layers.rotary import Rotations
 from runtime.layers.row_limits import RowLimits
 from runtime.layers.step import StepBuilder
 from runtime.logprobs import scored
+from runtime.model_size import ModelSize
 from runtime.models.config import ModelConfig
 from runtime.models.decoder import Decoder, load_decoder
 from runtime.sampler import Logits, sample
@@ -85,15 +87,18 @@ class TorchRunner(HeldBase):
             raise ConfigInvalid(
                 f"kv_bytes = {kv_bytes} and adapter_rows = {adapter_rows} do not fit into the memory of {device}"
             ) from error
-        decoder = load_decoder(folder, config, cache, torch_dtype, torch_device, progress)
+        program_computes = torch_device.type == "cpu" and compiling.available
+        held = ModelSize.from_folder(folder).held_as(dtype) if program_computes else dtype
+        decoder = load_decoder(folder, config, cache, torch_dtype, torch_device, progress, dtype_named(held))
         limits = RowLimits(
             num_blocks, block_tokens, min(config.max_positions, num_blocks * block_tokens), config.vocab_size
         )
         rotations = Rotations(config.kinds, geometry.head_dim, limits.max_positions, torch_device)
-        if torch_device.type == "cpu" and compiling.available:
-            if not compiling.is_compiled(dtype):
+        if program_computes:
+            kind = compiling.kind_of(held, dtype)
+            if not compiling.is_compiled(kind):
                 logger.info("compiling the kernels for this processor, which takes some fifteen seconds, once")
-                compiling.compile_elsewhere(dtype)
+                compiling.compile_elsewhere(kind)
             from runtime.models.cpu_program import CpuProgram
 
             program = CpuProgram(decoder, cache, pool, rotations, limits.max_positions, torch.get_num_threads())

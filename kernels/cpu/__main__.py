@@ -1,4 +1,4 @@
-"""`python -m kernels.cpu bfloat16 float32`: compiles the kernels of these dtypes ahead of the first start.
+"""`python -m kernels.cpu bfloat16 float32`: compiles these kinds of kernels (`vectors.KINDS`) before the first start.
 
 With `--lifeline` it leaves at the end of its standard input, done or not.
 """
@@ -17,18 +17,18 @@ def main(arguments: list[str]) -> None:
         print("Numba is not installed: there are no CPU kernels to compile")
         return
     from kernels.cpu.executing import prepare
-    from kernels.cpu.vectors import MARKERS
+    from kernels.cpu.vectors import KINDS
 
     if "--lifeline" in arguments:
         arguments.remove("--lifeline")
         threading.Thread(target=_leave_with_input, daemon=True).start()
-    for dtype in arguments or ["bfloat16"]:
-        if dtype not in MARKERS:
-            sys.exit(f"{dtype!r} is not a dtype of weights; there are {', '.join(MARKERS)}")
+    for kind in arguments or ["bfloat16"]:
+        if kind not in KINDS:
+            sys.exit(f"{kind!r} is not a kind of kernels; there are {', '.join(KINDS)}")
         began = time.monotonic()
-        prepare(dtype)
+        prepare(kind)
         took = time.monotonic() - began
-        print(f"kernels for {dtype}: {took:.1f} s, kept in {compiling.code_folder() or 'no folder'}")
+        print(f"kernels for {kind}: {took:.1f} s, kept in {compiling.code_folder() or 'no folder'}")
 
 
 def _leave_with_input() -> None:

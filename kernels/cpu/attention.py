@@ -68,19 +68,19 @@ def weaves(num_heads: int, kv_heads: int, head_dim: int) -> bool:
 
 
 @compiled
-def attend(marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) -> None:
-    """Y = attention of the queries in X, whose keys and values are in the CACHE already."""
+def attend(held: Any, marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) -> None:
+    """Y = attention of the queries in X, whose keys and values are in the CACHE already; markers as `operations.py`."""
     kv_heads = r[c.KV_HEADS]
     items = len(step.tiles) * kv_heads
     while True:
         item = items - 1 - take(control, 1)  # a prompt's last tiles, which see most, first: all threads end together
         if item < 0:
             break
-        _attend(marker, r, f, step, step.tiles[item // kv_heads], item % kv_heads, scratch)
+        _attend(held, marker, r, f, step, step.tiles[item // kv_heads], item % kv_heads, scratch)
 
 
 @compiled
-def _attend(marker: Any, r: Any, f: Any, step: Any, tile: Any, kv_head: int, scratch: int) -> None:
+def _attend(held: Any, marker: Any, r: Any, f: Any, step: Any, tile: Any, kv_head: int, scratch: int) -> None:
     dim, size, tokens = r[c.HEAD_DIM], r[c.BLOCK_TOKENS], tile[c.COUNT]
     shared = r[c.NUM_HEADS] // r[c.KV_HEADS]
     rows, start, window = tokens * shared, tile[c.START], r[c.WINDOW]
@@ -146,7 +146,7 @@ def _attend(marker: Any, r: Any, f: Any, step: Any, tile: Any, kv_head: int, scr
             y[j] = out[row * dim + j] * share
     if weaves(r[c.NUM_HEADS], r[c.KV_HEADS], dim):
         for i in range(tokens):
-            weave(marker, r[c.Y] + (tile[c.FIRST] + i) * r[c.Y_STRIDE] + kv_head * shared * dim * 4, shared * dim)
+            weave(held, r[c.Y] + (tile[c.FIRST] + i) * r[c.Y_STRIDE] + kv_head * shared * dim * 4, shared * dim)
 
 
 @compiled

@@ -3,7 +3,7 @@
 What was compiled is kept in a folder named for the contents of every file of this package and for Numba's version, so
 that a changed kernel is never served by old code: Numba itself looks at one file only. The folder lies in this
 package's `__pycache__`, where Python keeps its own compiled code, or else in the user's cache; it must belong to this
-user. Where neither can be had, every process compiles anew, some fifteen seconds for each dtype.
+user. Where neither can be had, every process compiles anew, some fifteen seconds for each kind (`kind_of`).
 
 Without Numba there are no CPU kernels: `available` is False and the torch references do the work.
 """
@@ -88,24 +88,29 @@ def code_folder() -> Path | None:
     return None
 
 
-def is_compiled(dtype: str) -> bool:
-    """Whether the kernels for weights of this dtype are kept."""
+def kind_of(weights: str, dtype: str) -> str:
+    """The name in `vectors.KINDS` for a base's weights in one dtype, and cache and adapters in another or the same."""
+    return dtype if weights == dtype else f"{dtype}-of-{weights}"
+
+
+def is_compiled(kind: str) -> bool:
+    """Whether the kernels of this kind are kept."""
     folder = code_folder()
-    return folder is not None and (folder / f"{dtype}{_DONE}").is_file()
+    return folder is not None and (folder / f"{kind}{_DONE}").is_file()
 
 
-def note_compiled(dtype: str) -> None:
+def note_compiled(kind: str) -> None:
     """They are from now on, if there is a folder."""
     folder = code_folder()
     if folder is not None:
-        (folder / f"{dtype}{_DONE}").touch(mode=0o600)
+        (folder / f"{kind}{_DONE}").touch(mode=0o600)
 
 
-def compile_elsewhere(dtype: str) -> None:
+def compile_elsewhere(kind: str) -> None:
     """In a process that ends: the compiler leaves 300 MB behind. When it fails, whoever needs the kernels compiles."""
-    if code_folder() is None or is_compiled(dtype):
+    if code_folder() is None or is_compiled(kind):
         return
-    command = [sys.executable, "-m", __package__, "--lifeline", dtype]
+    command = [sys.executable, "-m", __package__, "--lifeline", kind]
     # Its standard input ends with this process, however that ends, and it leaves then.
     with subprocess.Popen(  # noqa: S603 - our own module
         command, cwd=_HERE.parents[1], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL

@@ -9,11 +9,12 @@ from kernels.cpu.attention import attend
 from kernels.cpu.compiling import entry, note_compiled
 from kernels.cpu.operations import ask_early, cap, choose, embed, finish, gate, gather, heads, project, weave_rows
 from kernels.cpu.team import barrier
-from kernels.cpu.vectors import MARKERS
+from kernels.cpu.vectors import KINDS
 
 
 @entry
 def execute(
+    held: Any,
     marker: Any,
     program: Any,
     step: Any,
@@ -26,39 +27,40 @@ def execute(
 ) -> None:
     """Every thread of the team calls this, with its number; it returns when the whole program is done.
 
-    scratch: bytes for each thread, one after the other. logits: where the sampled rows' go.
+    held, marker: see `operations.py`. scratch: bytes for each thread, one after the other. logits: where the sampled
+    rows' go.
     """
     scratch += thread * scratch_bytes
     for i in range(len(program.records)):
         r, f = program.records[i], program.numbers[i]
         kind = r[c.KIND]
         if kind == c.PROJECT:
-            project(marker, r, step, control, thread, threads, scratch, logits)
+            project(held, marker, r, step, control, thread, threads, scratch, logits)
         elif kind == c.HEADS:
             heads(marker, r, f, step, control, scratch)
         elif kind == c.ATTEND:
-            attend(marker, r, f, step, control, scratch)
+            attend(held, marker, r, f, step, control, scratch)
         elif kind == c.FINISH:
-            finish(marker, r, f, step, control, scratch)
+            finish(held, marker, r, f, step, control, scratch)
         elif kind == c.GATE:
-            gate(marker, r, step, control, scratch)
+            gate(held, marker, r, step, control, scratch)
         elif kind == c.EMBED:
-            embed(marker, r, f, step, control)
+            embed(held, r, f, step, control)
         elif kind == c.GATHER:
-            gather(marker, r, f, step, control)
+            gather(held, r, f, step, control)
         elif kind == c.WEAVE:
-            weave_rows(marker, r, step, control)
+            weave_rows(held, r, step, control)
         elif kind == c.CAP:
             cap(r, f, step, control, logits)
         else:
             choose(r, step, control, logits)
         if i + 1 < len(program.records) and program.records[i + 1][c.KIND] == c.PROJECT:
-            ask_early(marker, program.records[i + 1], step, thread, threads)
+            ask_early(held, program.records[i + 1], step, thread, threads)
         barrier(control, threads)
 
 
-def prepare(dtype: str) -> None:
-    """Compiles `execute` for weights of this dtype, or finds it compiled: fifteen seconds, or a tenth of one."""
+def prepare(kind: str) -> None:
+    """Compiles `execute` for one of `vectors.KINDS`, or finds it compiled: fifteen seconds, or a tenth of one."""
     step = c.Step(*(np.zeros(shape, np.int64) for shape in ((0, 4), (0, 4), 0, (0, 5), 0, 0)))
-    execute(MARKERS[dtype], c.program([]), step, 0, 0, 1, 0, 0, 0)
-    note_compiled(dtype)
+    execute(*KINDS[kind], c.program([]), step, 0, 0, 1, 0, 0, 0)
+    note_compiled(kind)

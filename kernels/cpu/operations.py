@@ -3,6 +3,8 @@
 Every function reads one record `r` (and its numbers `f`) and the step. A projection also shrinks: h = A x of every
 segment with an adapter; whoever reads its output adds the bias and the expand, y += scaling * B h, on the way. What a
 projection reads is in woven order (`tiles.weave`); everything else is not.
+
+`held` is the marker of what the base's weights are held in, `marker` that of adapters and cache (`vectors.KINDS`).
 """
 
 from typing import Any, Final
@@ -34,28 +36,28 @@ PANEL_BYTES: Final = 512 * 1024
 
 
 @compiled
-def embed(marker: Any, r: Any, f: Any, step: Any, control: int) -> None:
+def embed(held: Any, r: Any, f: Any, step: Any, control: int) -> None:
     """Y = row of the embedding [* SCALE]; NORMED = its norm."""
-    columns, size = r[c.OUTPUTS], element_bytes(marker)
+    columns, size = r[c.OUTPUTS], element_bytes(held)
     while True:
         t = take(control, 1)
         if t >= len(step.tokens):
             break
         y = r[c.Y] + t * r[c.Y_STRIDE]
-        widen(marker, r[c.WEIGHT] + step.tokens[t, c.TOKEN_ID] * columns * size, y, columns)
+        widen(held, r[c.WEIGHT] + step.tokens[t, c.TOKEN_ID] * columns * size, y, columns)
         if f[c.SCALE] != np.float32(1):
             numbers = floats(y, columns)
             for i in range(columns):
                 numbers[i] *= f[c.SCALE]
         normed = r[c.NORMED] + t * r[c.NORMED_STRIDE]
         rms_norm(y, r[c.NORM], normed, columns, f[c.EPS])
-        weave(marker, normed, columns)
+        weave(held, normed, columns)
 
 
 @compiled
-def _chunk(marker: Any, r: Any, threads: int) -> int:
+def _chunk(held: Any, r: Any, threads: int) -> int:
     """How many columns of a projection a thread takes at once."""
-    row_bytes = r[c.INPUTS] * element_bytes(marker)
+    row_bytes = r[c.INPUTS] * element_bytes(held)
     chunk_bytes = r[c.OUTPUTS] * row_bytes // (threads * CHUNKS_PER_THREAD)
     chunk_bytes = min(max(chunk_bytes, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
     chunk: int = max(chunk_bytes // row_bytes // TILED * TILED, TILED)
@@ -63,30 +65,32 @@ def _chunk(marker: Any, r: Any, threads: int) -> int:
 
 
 @compiled
-def ask_early(marker: Any, r: Any, step: Any, thread: int, threads: int) -> None:
+def ask_early(held: Any, r: Any, step: Any, thread: int, threads: int) -> None:
     """Asks for the beginning of what this thread takes first of a projection, while others come to it."""
     rows = len(step.sampled) if r[c.SAMPLED] else len(step.tokens)
-    chunk, row_bytes = _chunk(marker, r, threads), r[c.INPUTS] * element_bytes(marker)
+    chunk, row_bytes = _chunk(held, r, threads), r[c.INPUTS] * element_bytes(held)
     if rows >= MANY or thread * chunk >= r[c.OUTPUTS]:
         return
     columns = min(chunk, r[c.OUTPUTS] - thread * chunk)
     weight, apart = r[c.WEIGHT] + thread * chunk * row_bytes, stream_columns(rows, columns) * row_bytes
     if apart:
         for place in range(weight, weight + columns * row_bytes, apart):
-            ask_for(place, min(apart, ahead_of(marker)))
+            ask_for(place, min(apart, ahead_of(held)))
 
 
 @compiled
-def project(marker: Any, r: Any, step: Any, control: int, thread: int, threads: int, scratch: int, logits: int) -> None:
+def project(
+    held: Any, marker: Any, r: Any, step: Any, control: int, thread: int, threads: int, scratch: int, logits: int
+) -> None:
     """Y = X WEIGHT^T without bias, and SHRUNK = X A^T of the segments; Y is `logits` for the SAMPLED rows."""
-    outputs, row_bytes = r[c.OUTPUTS], r[c.INPUTS] * element_bytes(marker)
+    outputs, row_bytes, a_bytes = r[c.OUTPUTS], r[c.INPUTS] * element_bytes(held), r[c.INPUTS] * element_bytes(marker)
     rows, y = len(step.tokens), r[c.Y]
     if r[c.SAMPLED]:
         rows, y = len(step.sampled), logits
     if rows >= MANY:
-        _project_many(marker, r, step, control, threads, scratch, rows, y)
+        _project_many(held, marker, r, step, control, threads, scratch, rows, y)
         return
-    chunk = _chunk(marker, r, threads)
+    chunk = _chunk(held, r, threads)
     chunks = (outputs + chunk - 1) // chunk
     items = chunks + len(step.segments) * r[c.SLICES]
     item = thread  # each begins with what it asked for; the smallest items come last, so that all end together
@@ -98,25 +102,27 @@ def project(marker: Any, r: Any, step: Any, control: int, thread: int, threads: 
             then_apart = stream_columns(rows, min(chunk, outputs - following * chunk)) * row_bytes
         elif following < items:
             segment = step.segments[(following - chunks) // r[c.SLICES]]
-            then = _shrinking(r, segment, (following - chunks) % r[c.SLICES], row_bytes)
-            then_apart = stream_columns(segment[c.SEGMENT_END] - segment[c.SEGMENT_START], segment[c.RANK]) * row_bytes
+            then = _shrinking(r, segment, (following - chunks) % r[c.SLICES], a_bytes)
+            then_apart = stream_columns(segment[c.SEGMENT_END] - segment[c.SEGMENT_START], segment[c.RANK]) * a_bytes
         if item < chunks:
             first = item * chunk
             weight, columns = r[c.WEIGHT] + first * row_bytes, min(chunk, outputs - first)
-            x, xs, ys, k, ahead = r[c.X], r[c.X_STRIDE], r[c.Y_STRIDE], r[c.INPUTS], ahead_of(marker)
-            dot(marker, x, xs, rows, weight, row_bytes, columns, y + first * 4, ys, k, ahead, then, then_apart)
+            x, xs, ys, k, ahead = r[c.X], r[c.X_STRIDE], r[c.Y_STRIDE], r[c.INPUTS], ahead_of(held)
+            dot(held, x, xs, rows, weight, row_bytes, columns, y + first * 4, ys, k, ahead, then, then_apart)
         else:
             segment, part = step.segments[(item - chunks) // r[c.SLICES]], (item - chunks) % r[c.SLICES]
             if _touched(r, segment):
-                _shrink(marker, r, segment, part, row_bytes, then, then_apart)
+                _shrink(marker, r, segment, part, a_bytes, then, then_apart)
         item = following
 
 
 @compiled
-def _project_many(marker: Any, r: Any, step: Any, control: int, threads: int, scratch: int, rows: int, y: int) -> None:
+def _project_many(
+    held: Any, marker: Any, r: Any, step: Any, control: int, threads: int, scratch: int, rows: int, y: int
+) -> None:
     """`project` by panels: X is packed once for all threads, weights by the thread that takes them."""
     inputs, outputs, xs = r[c.INPUTS], r[c.OUTPUTS], r[c.X_STRIDE]
-    row_bytes = inputs * element_bytes(marker)
+    row_bytes, a_bytes = inputs * element_bytes(held), inputs * element_bytes(marker)
     shrinks = len(step.segments) * r[c.SLICES]
     while True:
         item = take(control, 1)
@@ -126,7 +132,7 @@ def _project_many(marker: Any, r: Any, step: Any, control: int, threads: int, sc
         if item < shrinks:
             segment = step.segments[item // r[c.SLICES]]
             if _touched(r, segment):
-                _shrink(marker, r, segment, item % r[c.SLICES], row_bytes, 0, 0)
+                _shrink(marker, r, segment, item % r[c.SLICES], a_bytes, 0, 0)
         else:
             place = r[c.PACKED] + packed_bytes(first, inputs)
             pack_strips(r[c.X] + first * xs, xs, min(LANES, rows - first), inputs, place, scratch)
@@ -142,7 +148,7 @@ def _project_many(marker: Any, r: Any, step: Any, control: int, threads: int, sc
         for column in range(0, columns, LANES):
             weight = r[c.WEIGHT] + (first + column) * row_bytes
             count = min(LANES, columns - column)
-            pack_group(marker, weight, row_bytes, count, inputs, groups + packed_bytes(column, inputs), scratch)
+            pack_group(held, weight, row_bytes, count, inputs, groups + packed_bytes(column, inputs), scratch)
         multiply(r[c.PACKED], rows, groups, columns, y + first * 4, r[c.Y_STRIDE], inputs)
 
 
@@ -152,20 +158,20 @@ def project_scratch_bytes(inputs: int) -> int:
 
 
 @compiled
-def _shrinking(r: Any, segment: Any, part: int, row_bytes: int) -> int:
+def _shrinking(r: Any, segment: Any, part: int, a_bytes: int) -> int:
     """Where the segment's A begins."""
-    place: int = r[c.A] + part * r[c.A_SLICE] + segment[c.ROW_OFFSET] * row_bytes
+    place: int = r[c.A] + part * r[c.A_SLICE] + segment[c.ROW_OFFSET] * a_bytes
     return place
 
 
 @compiled
-def _shrink(marker: Any, r: Any, segment: Any, part: int, row_bytes: int, then: int, then_apart: int) -> None:
+def _shrink(marker: Any, r: Any, segment: Any, part: int, a_bytes: int, then: int, then_apart: int) -> None:
     start = segment[c.SEGMENT_START]
     x = r[c.X] + start * r[c.X_STRIDE]
     y = r[c.SHRUNK] + part * r[c.SHRUNK_SLICE] + start * r[c.SHRUNK_STRIDE]
     rows, rank, ys = segment[c.SEGMENT_END] - start, segment[c.RANK], r[c.SHRUNK_STRIDE]
-    a = _shrinking(r, segment, part, row_bytes)
-    dot(marker, x, r[c.X_STRIDE], rows, a, row_bytes, rank, y, ys, r[c.INPUTS], ahead_of(marker), then, then_apart)
+    a = _shrinking(r, segment, part, a_bytes)
+    dot(marker, x, r[c.X_STRIDE], rows, a, a_bytes, rank, y, ys, r[c.INPUTS], ahead_of(marker), then, then_apart)
 
 
 @compiled
@@ -230,7 +236,7 @@ def heads(marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) ->
 
 
 @compiled
-def gate(marker: Any, r: Any, step: Any, control: int, scratch: int) -> None:
+def gate(held: Any, marker: Any, r: Any, step: Any, control: int, scratch: int) -> None:
     """Y = gate | up, in place: bias, expand, then gate = act(gate) * up."""
     width = r[c.OUTPUTS]
     per_token = (width + COLUMN_CHUNK - 1) // COLUMN_CHUNK
@@ -249,11 +255,11 @@ def gate(marker: Any, r: Any, step: Any, control: int, scratch: int) -> None:
             gelu_mul(gates, ups, columns)
         else:
             silu_mul(gates, ups, columns)
-        weave(marker, gates, columns)
+        weave(held, gates, columns)
 
 
 @compiled
-def finish(marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) -> None:
+def finish(held: Any, marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) -> None:
     """X += [norm of] Y with bias and expand; NORMED = norm of X, for the next projection."""
     columns = r[c.OUTPUTS]
     while True:
@@ -268,11 +274,11 @@ def finish(marker: Any, r: Any, f: Any, step: Any, control: int, scratch: int) -
         if r[c.NORM]:
             normed = r[c.NORMED] + t * r[c.NORMED_STRIDE]
             rms_norm(hidden, r[c.NORM], normed, columns, f[c.EPS])
-            weave(marker, normed, columns)
+            weave(held, normed, columns)
 
 
 @compiled
-def gather(marker: Any, r: Any, f: Any, step: Any, control: int) -> None:
+def gather(held: Any, r: Any, f: Any, step: Any, control: int) -> None:
     """NORMED = norm of X, of the sampled tokens only."""
     while True:
         row = take(control, 1)
@@ -281,17 +287,17 @@ def gather(marker: Any, r: Any, f: Any, step: Any, control: int) -> None:
         x = r[c.X] + step.sampled[row] * r[c.X_STRIDE]
         normed = r[c.NORMED] + row * r[c.NORMED_STRIDE]
         rms_norm(x, r[c.NORM], normed, r[c.OUTPUTS], f[c.EPS])
-        weave(marker, normed, r[c.OUTPUTS])
+        weave(held, normed, r[c.OUTPUTS])
 
 
 @compiled
-def weave_rows(marker: Any, r: Any, step: Any, control: int) -> None:
+def weave_rows(held: Any, r: Any, step: Any, control: int) -> None:
     """Y into the order in which a projection takes it, where its writers each knew a part of a block only."""
     while True:
         t = take(control, 1)
         if t >= len(step.tokens):
             break
-        weave(marker, r[c.Y] + t * r[c.Y_STRIDE], r[c.OUTPUTS])
+        weave(held, r[c.Y] + t * r[c.Y_STRIDE], r[c.OUTPUTS])
 
 
 @compiled

@@ -43,8 +43,9 @@ from kernels.cpu.vectors import (
 )
 
 BLOCK: Final = 2 * LANES
-"""Numbers of x that `dot` takes at once. Where the weights are bf16 they are in *woven* order: of each whole block
-those at even places, then those at odd ones, as `vectors.load_pair` widens the weights; `weave` brings them there."""
+"""Numbers of x that `dot` takes at once. Where the weights' marker is uint16 they are in *woven* order: of each whole
+block those at even places, then those at odd ones, as `vectors.load_pair` widens the weights; `weave` brings them
+there."""
 
 LINE_BYTES: Final = 64
 """Of the cache: what one `prefetch` asks for."""

@@ -4,6 +4,7 @@ Weights may be bf16, fp16 or fp32 and are widened when they are loaded; everythi
 travels through compiled code as the type of a `marker` argument, because that is what Numba specialises by:
 
     uint16 = bf16 (its bits)      int16 = fp16 (its bits)      float32 = fp32
+    uint32 = bf16 again, whose pairs are not taken apart (`load_pair`): its sums have the order of fp32
 
 This file writes LLVM's intermediate language by hand where Numba's own would not become the wanted instructions: a
 widening load, a tile of accumulators that stays in registers, a sum over lanes in a stated order.
@@ -23,7 +24,15 @@ I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 MARKERS: Final = {"bfloat16": np.uint16(0), "float16": np.int16(0), "float32": np.float32(0)}
 """The marker of each dtype of weights."""
 
-ELEMENT_BYTES: Final = {types.uint16: 2, types.int16: 2, types.float32: 4}
+KINDS: Final = {
+    **{dtype: (marker, marker) for dtype, marker in MARKERS.items()},
+    "float32-of-bfloat16": (np.uint32(0), MARKERS["float32"]),
+    "float32-of-float16": (MARKERS["float16"], MARKERS["float32"]),
+}
+"""What is compiled together, by name (`compiling.kind_of`): the marker of the base's weights, and that of the cache
+and the adapters. Where the two differ, every number that is computed has the bits of "float32" with widened weights."""
+
+ELEMENT_BYTES: Final = {types.uint16: 2, types.uint32: 2, types.int16: 2, types.float32: 4}
 
 
 def _lanes() -> int:
@@ -59,7 +68,7 @@ def load(builder: Any, marker: Any, address: Any) -> Any:
 
 
 def load_pair(builder: Any, marker: Any, address: Any) -> tuple[Any, Any]:
-    """Two vectors of the 2 * LANES elements at an address: in order, but for bf16 those at even places, then those at
+    """Two vectors of the 2 * LANES elements at an address: in order, but for uint16 those at even places, then those at
     odd ones. Two bf16 numbers are one 32-bit word, of which either half becomes fp32 in one instruction."""
     if marker != types.uint16:
         width = ELEMENT_BYTES[marker] * LANES
@@ -186,7 +195,9 @@ def _places(count: int) -> list[int]:
 
 
 def _stored(marker: Any) -> Any:
-    return ir.VectorType({types.uint16: I16, types.int16: ir.HalfType(), types.float32: F32}[marker], LANES)
+    return ir.VectorType(
+        {types.uint16: I16, types.uint32: I16, types.int16: ir.HalfType(), types.float32: F32}[marker], LANES
+    )
 
 
 def _widen(builder: Any, marker: Any, stored: Any) -> Any:

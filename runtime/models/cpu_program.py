@@ -2,9 +2,9 @@
 
     embed, per layer [qkv, heads, attention, o, finish, gate_up, gate, down, finish], gather, head, [cap], choose
 
-Numbers between operations are fp32 whatever the weights are, so narrow weights lose nothing that they had. What the
-program reads and writes is addressed once, when it is made: weights, cache, pool and a workspace for PASS_TOKENS
-tokens. This object keeps all of it alive.
+Numbers between operations are fp32 whatever the weights are, so narrow weights lose nothing that they had: those of the
+base may be narrower than cache and adapters (`ModelSize.held_as`). What the program reads and writes is addressed once,
+when it is made: weights, cache, pool and a workspace for PASS_TOKENS tokens. This object keeps all of it alive.
 """
 
 from functools import partial
@@ -15,10 +15,11 @@ import torch
 
 from kernels.cpu import records as c
 from kernels.cpu.attention import scratch_bytes, tile_tokens, weaves
+from kernels.cpu.compiling import kind_of
 from kernels.cpu.executing import execute, prepare
 from kernels.cpu.operations import project_scratch_bytes
 from kernels.cpu.team import Team
-from kernels.cpu.vectors import LANES, MARKERS
+from kernels.cpu.vectors import KINDS, LANES
 from runtime.batch import Row
 from runtime.layers.adapter_pool import AdapterPool
 from runtime.layers.cpu_step import PASS_TOKENS, Pass, PassBuilder
@@ -61,9 +62,9 @@ class CpuProgram:
         self._scratch = _Rows(threads, -(-scratch // 4))
         self._kept: list[torch.Tensor] = []
         self._program = c.program(self._operations())
-        dtype = str(decoder.head.dtype).removeprefix("torch.")
-        self._marker = MARKERS[dtype]
-        prepare(dtype)
+        kind = kind_of(*(str(dtype).removeprefix("torch.") for dtype in (decoder.head.dtype, pool.dtype)))
+        self._markers = KINDS[kind]
+        prepare(kind)
         self._passes = PassBuilder(pool, cache.block_tokens, partial(tile_tokens, *heads))
         self._team = Team(threads)
 
@@ -90,7 +91,7 @@ class CpuProgram:
 
         def run(thread: int) -> None:
             execute(
-                self._marker,
+                *self._markers,
                 self._program,
                 one.step,
                 control,

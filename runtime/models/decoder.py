@@ -77,10 +77,14 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[float], None] | None = None,
+    matrices: torch.dtype | None = None,
 ) -> Decoder:
-    """Reads the folder's weights. Raises ModelInvalid when they are not exactly those of this decoder."""
+    """Reads the folder's weights. Raises ModelInvalid when they are not exactly those of this decoder.
+
+    matrices: what embedding, head and projections are held in, for who computes in `dtype` all the same.
+    """
     checkpoint = open_checkpoint(folder, progress)
-    decoder = build_decoder(checkpoint, config, cache, dtype, device)
+    decoder = build_decoder(checkpoint, config, cache, dtype, device, matrices)
     checkpoint.finish()
     return decoder
 
@@ -104,29 +108,40 @@ class Weights(Protocol):
 
 
 def build_decoder(
-    weights: Weights, config: ModelConfig, cache: KVCache, dtype: torch.dtype, device: torch.device
+    weights: Weights,
+    config: ModelConfig,
+    cache: KVCache,
+    dtype: torch.dtype,
+    device: torch.device,
+    matrices: torch.dtype | None = None,
 ) -> Decoder:
-    """A decoder of these weights. Raises what they raise."""
-    return _Loader(weights, config, cache, dtype, device).decoder()
+    """A decoder of these weights; see `load_decoder`. Raises what they raise."""
+    return _Loader(weights, config, cache, dtype, device, matrices or dtype).decoder()
 
 
 class _Loader:
     """The names and shapes of the Hugging Face layout."""
 
     def __init__(
-        self, checkpoint: Weights, config: ModelConfig, cache: KVCache, dtype: torch.dtype, device: torch.device
+        self,
+        checkpoint: Weights,
+        config: ModelConfig,
+        cache: KVCache,
+        dtype: torch.dtype,
+        device: torch.device,
+        matrices: torch.dtype,
     ) -> None:
         self._checkpoint, self._config, self._cache = checkpoint, config, cache
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device, self._matrices = dtype, device, matrices
         self._num_parameters = 0
 
     def decoder(self) -> Decoder:
         config, hidden = self._config, self._config.geometry.hidden_size
-        embedding = head = self._tensor(EMBEDDING, (config.vocab_size, hidden))
+        embedding = head = self._tensor(EMBEDDING, (config.vocab_size, hidden), self._matrices)
         if config.ties_embedding:
             self._checkpoint.skip("lm_head.weight")
         else:
-            head = self._tensor("lm_head.weight", (config.vocab_size, hidden))
+            head = self._tensor("lm_head.weight", (config.vocab_size, hidden), self._matrices)
         layers = tuple(self._layer(index) for index in range(config.geometry.num_layers))
         norm = self._norm("model.norm.weight", hidden)
         scale = config.embedding_scale
@@ -169,10 +184,10 @@ class _Loader:
     def _linear(self, layer: int, block: str, group: int, modules: tuple[str, ...]) -> LoraLinear:
         paths = [f"model.layers.{layer}.{block}.{module}" for module in modules]
         shapes = [self._config.geometry.shape(module) for module in modules]
-        weight = self._fused([f"{path}.weight" for path in paths], shapes)
+        weight = self._fused([f"{path}.weight" for path in paths], shapes, self._matrices)
         bias = None
         if set(modules) <= set(self._config.biased):
-            bias = self._fused([f"{path}.bias" for path in paths], [shape[:1] for shape in shapes])
+            bias = self._fused([f"{path}.bias" for path in paths], [shape[:1] for shape in shapes], self._dtype)
         return LoraLinear(weight, layer, group, bias)
 
     def _qk_norm(self, prefix: str) -> torch.Tensor:
@@ -185,12 +200,12 @@ class _Loader:
         weight = self._tensor(name, (size,), torch.float32 if offset else self._dtype)
         return weight + offset if offset else weight
 
-    def _fused(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        tensor = self._checkpoint.fused(names, shapes, self._dtype, self._device)
+    def _fused(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> torch.Tensor:
+        tensor = self._checkpoint.fused(names, shapes, dtype, self._device)
         self._num_parameters += tensor.numel()
         return tensor
 
-    def _tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
-        tensor = self._checkpoint.tensor(name, shape, dtype or self._dtype, self._device)
+    def _tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        tensor = self._checkpoint.tensor(name, shape, dtype, self._device)
         self._num_parameters += tensor.numel()
         return tensor

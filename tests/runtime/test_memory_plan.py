@@ -124,6 +124,29 @@ def test_a_real_runner_takes_what_was_planned(name: str, tmp_path: Path) -> None
     assert weights <= split.weights <= 1.05 * weights
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_count_as_they_are_held(dtype: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the files' type, as the runner holds them; widened where torch computes: on a card, or without Numba."""
+    make_base("llama-mqa-tied", tmp_path).to(DTYPES[dtype]).save_pretrained(tmp_path)
+    size = ModelSize.from_folder(tmp_path)
+    held = needs_of(size, LIMITS)
+    runner = TorchRunner.load(
+        tmp_path, device="cpu", dtype="float32", threads=1, kv_bytes=held.least, block_tokens=16, adapter_rows=64
+    )
+    decoder = runner._decoder
+    linears = [linear for one in decoder.layers for linear in (one.attention.qkv, one.attention.o)]
+    linears += [linear for one in decoder.layers for linear in (one.mlp.gate_up, one.mlp.down)]
+    matrices = [decoder.embedding, *(linear.weight for linear in linears)]
+    assert held.weights == sum(t.nbytes for t in matrices) + size.num_small * 4
+    assert runner._cache._cells.nbytes == held.least + held.block
+    assert sum(t.nbytes for t in (*runner._pool._a, *runner._pool._b)) == held.adapters
+    on_card = needs_of(size, replace(LIMITS, on_card=True))
+    monkeypatch.setattr("runtime.memory_plan._HAS_KERNELS", False)
+    without = needs_of(size, LIMITS)
+    assert on_card.weights == without.weights == size.num_weights * 4 + size.num_small * 4 > held.weights
+    assert without.fixed - without.weights == held.fixed - held.weights
+
+
 @pytest.mark.parametrize("text", [b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x09" + bytes(7) + b'{"a": 1} '])
 def test_damaged_headers_are_refused(text: bytes, tmp_path: Path) -> None:
     make_base("llama-gqa", tmp_path)

@@ -50,10 +50,15 @@ print(peak() - before, runner.num_parameters)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured through /proc")
-@pytest.mark.parametrize(("dtype", "itemsize"), [("bfloat16", 2), ("float32", 4)])
-def test_a_process_that_loads_never_grows_by_twice_the_weights(dtype: str, itemsize: int, tmp_path: Path) -> None:
-    """By the kernel's own high-water mark, with what is mapped of the files, which are in bfloat16."""
-    write_folder(tmp_path, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("stored", "dtype", "itemsize"),
+    [(torch.bfloat16, "bfloat16", 2), (torch.bfloat16, "float32", 2), (torch.float32, "float32", 4)],
+)
+def test_a_process_that_loads_never_grows_by_twice_the_weights(
+    stored: torch.dtype, dtype: str, itemsize: int, tmp_path: Path
+) -> None:
+    """By the kernel's own high-water mark, with what is mapped of the files."""
+    write_folder(tmp_path, stored)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path), dtype], capture_output=True, text=True, check=True
     )

@@ -9,8 +9,8 @@ import torch
 from kernels.cpu import records as c
 from kernels.cpu.attention import LEAST_ROWS, PACKED_ROWS, TILE_ROWS, attend, scratch_bytes, tile_tokens
 from kernels.cpu.team import FIELDS
-from kernels.cpu.vectors import MARKERS
-from tests.kernels.cpu.test_rows import DTYPES, NAN
+from kernels.cpu.vectors import KINDS
+from tests.kernels.cpu.test_rows import DTYPES, NAN, woven
 
 Tile = tuple[int, int, int, int]
 
@@ -51,7 +51,7 @@ class Prompt:
         step = c.Step(np.zeros((0, 4), np.int64), np.array(tiles, np.int64), self.blocks, nothing, nothing, nothing)
         control = np.zeros(FIELDS, np.int64)
         attend(
-            MARKERS[self.dtype], program.records[0], program.numbers[0], step, control.ctypes.data,
+            *KINDS[self.dtype], program.records[0], program.numbers[0], step, control.ctypes.data,
             self.scratch.data_ptr(),
         )  # fmt: skip
         assert bool(self.scratch[self.guard :].isnan().all())
@@ -85,14 +85,16 @@ def test_windows_and_soft_caps(window: int, soft_cap: float) -> None:
     assert torch.equal(prompt.attended(prompt.tiles(tile_tokens(8, 2, 301)), window, soft_cap), alone)
 
 
-def test_it_is_attention() -> None:
-    prompt = Prompt("float32", (9, 3), 64, context=200, tokens=200, size=16)
-    found = prompt.attended(prompt.tiles(tile_tokens(9, 3, 200))).view(200, 9, 64)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_is_attention(dtype: str) -> None:
+    """In the order in which the projection behind it reads."""
+    prompt = Prompt(dtype, (9, 3), 64, context=200, tokens=200, size=16)
+    found = prompt.attended(prompt.tiles(tile_tokens(9, 3, 200)))
     cells = torch.stack([prompt.cache[prompt.blocks[p // 16], p % 16] for p in range(200)]).double()
     keys, values = (cells[:, part].repeat_interleave(3, 1).transpose(0, 1) for part in (0, 1))
     queries = prompt.x.view(200, 9, 64).transpose(0, 1).double()
     wanted = torch.nn.functional.scaled_dot_product_attention(queries[None], keys[None], values[None], is_causal=True)
-    assert (found - wanted[0].transpose(0, 1)).abs().max() <= 1e-5
+    assert (found - woven(wanted[0].transpose(0, 1).reshape(200, -1), dtype)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("heads", [(9, 3), (14, 2), (32, 32), (71, 1)])

@@ -10,7 +10,7 @@ from kernels.cpu.many_rows import axpy_many, multiply, pack_group, pack_strips, 
 from kernels.cpu.panels import FOLD_ORDER, GROUPS, STRIP
 from kernels.cpu.rows import axpy
 from kernels.cpu.tiles import BLOCK
-from kernels.cpu.vectors import LANES, MARKERS
+from kernels.cpu.vectors import KINDS, LANES, MARKERS
 from tests.kernels.cpu.test_rows import DTYPES, NAN, Island, dotted, random, woven
 
 
@@ -26,7 +26,7 @@ def packed_product(x: torch.Tensor, w: torch.Tensor, dtype: str) -> torch.Tensor
     for column in range(0, columns, LANES):
         place, count = ws.address + column * ws.stride, min(LANES, columns - column)
         target = groups.data_ptr() + packed_bytes(column, k)
-        pack_group(MARKERS[dtype], place, ws.stride, count, k, target, places.data)
+        pack_group(KINDS[dtype][0], place, ws.stride, count, k, target, places.data)
     for packed in (strips, groups):
         assert bool(packed[-LANES:].isnan().all())  # nothing was written behind
         assert not bool(packed[:-LANES].isnan().any())
@@ -55,6 +55,13 @@ def test_long_sums_too(dtype: str) -> None:
     found = packed_product(x, w, dtype)
     assert torch.equal(found, dotted(x, w, dtype))
     assert not torch.equal(found, x @ w.float().T)  # or any order would do
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("k", [LANES - 1, 3 * BLOCK + LANES + 2])
+def test_narrow_weights_give_the_bits_of_widened_ones(dtype: str, k: int) -> None:
+    x, w = random(STRIP + 3, k), random(GROUPS * LANES + 5, k, dtype=DTYPES[dtype])
+    assert torch.equal(packed_product(x, w, f"float32-of-{dtype}"), packed_product(x, w.float(), "float32"))
 
 
 def test_the_fold_order_brings_partners_together() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kernels.cpu.rows import TALL, WIDE, ask_for, axpy, dot, narrow, stream_columns, widen
 from kernels.cpu.tiles import BLOCK
-from kernels.cpu.vectors import LANES, MARKERS
+from kernels.cpu.vectors import KINDS, LANES, MARKERS
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NAN = float("nan")
@@ -51,10 +51,10 @@ def woven(x: torch.Tensor, dtype: str) -> torch.Tensor:
     return torch.cat((blocks, x[:, whole:]), 1)
 
 
-def dotted(x: torch.Tensor, w: torch.Tensor, dtype: str, ahead: int = 0, then: int = 0) -> torch.Tensor:
-    xs, ws, ys = Island(woven(x, dtype)), Island(w), Island(torch.zeros(x.shape[0], w.shape[0]))
+def dotted(x: torch.Tensor, w: torch.Tensor, kind: str, ahead: int = 0, then: int = 0) -> torch.Tensor:
+    xs, ws, ys = Island(woven(x, kind)), Island(w), Island(torch.zeros(x.shape[0], w.shape[0]))
     dot(
-        MARKERS[dtype], xs.address, xs.stride, len(x), ws.address, ws.stride, len(w), ys.address, ys.stride, x.shape[1],
+        KINDS[kind][0], xs.address, xs.stride, len(x), ws.address, ws.stride, len(w), ys.address, ys.stride, x.shape[1],
         ahead, then, ws.stride,
     )  # fmt: skip
     ys.assert_alone()
@@ -87,6 +87,19 @@ def test_a_row_of_dot_has_the_same_bits_in_any_company(dtype: str, k: int) -> No
             assert torch.equal(dotted(x[first : first + rows], w, dtype), together[first : first + rows])
     for column in range(11):
         assert torch.equal(dotted(x, w[column : column + 1], dtype)[:, 0], together[:, column])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("k", [1, LANES, BLOCK - 1, 4 * BLOCK, 5 * BLOCK + 3])
+def test_narrow_weights_give_the_bits_of_widened_ones(dtype: str, k: int) -> None:
+    x, w = random(23, k), random(11, k, dtype=DTYPES[dtype])
+    for rows in (1, 2, 4, TALL, 23):
+        found = dotted(x[:rows], w, f"float32-of-{dtype}", ahead=64)
+        assert torch.equal(found, dotted(x[:rows], w.float(), "float32"))
+    row = Island(torch.zeros(1, k))
+    widen(KINDS[f"float32-of-{dtype}"][0], w.data_ptr(), row.address, k)
+    row.assert_alone()
+    assert torch.equal(row.land[0], w[0].float())
 
 
 def test_asking_reads_nothing() -> None:
