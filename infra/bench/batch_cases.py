@@ -49,7 +49,8 @@ def batch8(workload: str) -> Case:
             sides[BASE_ONLY] = side(stage.ours, WORKLOADS["base"])
         rounds = play(sides, effort.rounds)
         metric = f"{stage.prefix}.batch8.{workload}"
-        rows = [rate_row(metric, rounds, peer, at_least=MIXED_TARGET if workload == "mixed" else None)]
+        target = MIXED_TARGET if workload == "mixed" else None
+        rows = [rate_row(metric, rounds, peer, at_least=target, note=stage.held_note)]
         if workload != "base":
             cost = rounds.ratio(BASE_ONLY, "ours", lambda item: item.rate)
             base_rate = rounds.median(BASE_ONLY, lambda item: item.rate)

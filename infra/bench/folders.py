@@ -1,11 +1,12 @@
 """Makes what a benchmark reads: a Hugging Face folder per shape and a PEFT folder per adapter, from seeds.
 
-    <cache>/<shape>-<digest>/model/       config.json, model.safetensors (bfloat16)
+    <cache>/<shape>-<digest>/model/       config.json, model.safetensors (bfloat16, or as the shape says)
     <cache>/<shape>-<digest>/adapters/    a PEFT folder each: adapter_config.json, adapter_model.safetensors (bfloat16)
     <cache>/<shape>-<digest>/packed/      the same adapters as the gateway stores them, named by digest, and refs.json
 
 The digest is of the shape, the adapters and `RECIPE`, so a changed recipe makes a new folder; a folder is renamed into
-place when it is whole. Files are bfloat16: engines that compute in float32 widen them, so all run the same numbers.
+place when it is whole. Files are bfloat16 (but for one shape): engines that compute in float32 widen the numbers, when
+they load them or when they use them, so all run the same.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ ADAPTER_B_STD: Final = 0.05
 
 def make_folders(cache: Path, shape: Shape, progress: Callable[[float], None] = lambda fraction: None) -> Path:
     """The folder of this shape, made if it is not there; `progress` gets fractions, 0 to 1."""
-    spec = json.dumps([RECIPE, asdict(shape), [asdict(item) for item in ADAPTERS]], sort_keys=True)
+    sizes = {name: value for name, value in asdict(shape).items() if (name, value) != ("stored", "bfloat16")}
+    spec = json.dumps([RECIPE, sizes, [asdict(item) for item in ADAPTERS]], sort_keys=True)
     folder = cache / f"{shape.name}-{hashlib.sha256(spec.encode()).hexdigest()[:10]}"
     if folder.exists():
         return folder
@@ -75,7 +77,7 @@ def _write_model(folder: Path, shape: Shape, progress: Callable[[float], None]) 
         "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "dtype": "bfloat16",
+        "dtype": shape.stored,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     generator = torch.Generator().manual_seed(shape.layers * shape.hidden)
@@ -83,7 +85,8 @@ def _write_model(folder: Path, shape: Shape, progress: Callable[[float], None]) 
     for name, size in _weights(shape):
         values = torch.randn(size, generator=generator)
         # Norms away from 1, so that an engine that forgets one computes something else.
-        tensors[name] = (1 + 0.1 * values if len(size) == 1 else BASE_GAIN * size[1] ** -0.5 * values).bfloat16()
+        values = 1 + 0.1 * values if len(size) == 1 else BASE_GAIN * size[1] ** -0.5 * values
+        tensors[name] = values.to(getattr(torch, shape.stored))
         drawn += values.numel()
         progress(drawn / shape.num_weights)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -36,7 +36,8 @@ def served(concurrency: int) -> Case:
 
         rounds = play({"ours": ours}, effort.rounds)
         loads = rounds.of("ours")
-        note = "; ".join([NO_PEER, f"{count} requests of {effort.tokens} tokens", *rounds.remarks("ours")])
+        said = [*filter(None, (stage.held_note,)), NO_PEER, f"{count} requests of {effort.tokens} tokens"]
+        note = "; ".join([*said, *rounds.remarks("ours")])
         metric = f"{stage.prefix}.served.{concurrency}"
         rows = [Row(metric=metric, value=rounds.median("ours", lambda item: item.rate), unit="tokens/s", note=note)]
         if not loads:

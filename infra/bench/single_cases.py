@@ -4,7 +4,7 @@ single.same       are they the same model? Greedy tokens in f32 of transformers 
                   without and with an adapter (fp32 only; the GGUF files of other types come from the same converter)
 single.base       decode tokens/s without an adapter: after a prompt of 32 tokens, the first token excluded
 single.adapter    the same with one of rank 16
-single.floor      the share of the memory floor (`memory_child.py`) that single.base reaches
+single.floor      the share of the memory floor (`memory_child.py`) that single.base reaches: of weights as we hold them
 ttft.<n>          seconds from a prompt of n tokens to the first token, without an adapter
 """
 
@@ -16,7 +16,7 @@ from infra.bench.children import Child, ChildFailed, Measured
 from infra.bench.rounds import Rounds, play, rate_row
 from infra.bench.rows import Row
 from infra.bench.shapes import DISTINCT
-from infra.bench.stage import GGUF_KINDS, Stage
+from infra.bench.stage import Stage
 
 SAME_PROMPTS: Final = 3
 SAME_TOKENS: Final = 48
@@ -85,18 +85,18 @@ def single(adapter: str | None) -> Case:
         def ours() -> Measured:
             return stage.ours().batch(stage.prompts(1, PROMPT_TOKENS), [adapter], effort.tokens)
 
-        kinds = GGUF_KINDS[stage.dtype]
+        kinds = stage.gguf_kinds
         peers = {f"llama.cpp {kind}": _llama(stage, kind, adapter, PROMPT_TOKENS, effort.tokens) for kind in kinds}
         rounds = play({"ours": ours, **peers}, effort.rounds)
         metric = f"{stage.prefix}.single.{'base' if adapter is None else 'adapter'}"
-        return [rate_row(metric, rounds, peer, at_least=1.0) for peer in peers]
+        return [rate_row(metric, rounds, peer, at_least=1.0, note=stage.held_note) for peer in peers]
 
     return case
 
 
 def floor(stage: Stage, effort: Effort) -> list[Row]:
     """How close decoding comes to reading the weights once per token."""
-    weight_bytes = stage.shape.num_weights * (4 if stage.dtype == "float32" else 2)
+    weight_bytes = stage.weight_bytes
     rounds = play(
         {
             "ours": lambda: stage.ours().batch(stage.prompts(1, PROMPT_TOKENS), [None], effort.tokens),
@@ -105,7 +105,8 @@ def floor(stage: Stage, effort: Effort) -> list[Row]:
         effort.rounds,
     )
     speed = (rounds.median("memory floor", lambda item: item.rate) or 0) * weight_bytes / 1e9
-    note = f"{weight_bytes / 1e6:.0f} MB of weights a token, plain reads at {speed:.1f} GB/s"
+    read = f"{weight_bytes / 1e6:.0f} MB of weights a token, plain reads at {speed:.1f} GB/s"
+    note = "; ".join(filter(None, (stage.held_note, read)))
     return [rate_row(f"{stage.prefix}.single.floor", rounds, "memory floor", note=note)]
 
 
@@ -116,18 +117,19 @@ def ttft(prompt_tokens: int) -> Case:
         def side(child: Callable[[], Child]) -> Measure:
             return lambda: child().batch(stage.prompts(1, prompt_tokens), [None], 2)
 
-        kind = GGUF_KINDS[stage.dtype][0]
+        kind = stage.gguf_kinds[0]
         peers: dict[str, Measure] = {
             f"llama.cpp {kind}": _llama(stage, kind, None, prompt_tokens, 2),
             "transformers": side(stage.transformers),
         }
         rounds = play({"ours": side(stage.ours), **peers}, effort.rounds)
-        return [_first_row(f"{stage.prefix}.ttft.{prompt_tokens}", rounds, peer) for peer in peers]
+        metric = f"{stage.prefix}.ttft.{prompt_tokens}"
+        return [_first_row(metric, rounds, peer, stage.held_note) for peer in peers]
 
     return case
 
 
-def _first_row(metric: str, rounds: Rounds[Measured], peer: str) -> Row:
+def _first_row(metric: str, rounds: Rounds[Measured], peer: str, note: str) -> Row:
     def first_ms(item: Measured) -> float:
         return 1e3 * item.first_s
 
@@ -139,5 +141,5 @@ def _first_row(metric: str, rounds: Rounds[Measured], peer: str) -> Row:
         peer=peer,
         peer_value=rounds.median(peer, first_ms),
         ratio=rounds.ratio(peer, "ours", first_ms),
-        note="; ".join([spread, *rounds.remarks("ours", peer)]),
+        note="; ".join([*filter(None, (note, spread)), *rounds.remarks("ours", peer)]),
     )

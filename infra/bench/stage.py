@@ -10,14 +10,22 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 from infra.bench.children import ROOT, THREADS, Child, ChildFailed
 from infra.bench.shapes import DISTINCT, RANKS, AdapterShape, Shape
+from runtime.memory_plan import ITEM_BYTES
+from runtime.model_size import DType, ModelSize
 
 PEERS: Final = ROOT / "peers" / "llama" / "bin" / "python"
 NO_PEERS: Final = "llama.cpp is not built here: make bench-peers (about seven minutes)"
-GGUF_KINDS: Final = {"float32": ("f32",), "bfloat16": ("bf16", "f16")}
+# By the type that we compute in and the one that we hold weights in. llama.cpp computes in what its file has: beside
+# ours in fp32 its f32 does the same arithmetic, and its bf16 reads as many bytes.
+GGUF_KINDS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    ("float32", "float32"): ("f32",),
+    ("float32", "bfloat16"): ("f32", "bf16"),
+    ("bfloat16", "bfloat16"): ("bf16", "f16"),
+}
 SHORT: Final = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -43,6 +51,26 @@ class Stage:
     def prefix(self) -> str:
         """The beginning of its metrics' names."""
         return f"{self.shape.name}.{SHORT[self.dtype]}"
+
+    @property
+    def held(self) -> DType:
+        """What our side holds the weights in."""
+        return ModelSize.from_folder(self.folder / "model").held_as(cast(DType, self.dtype))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights as they are held: what a step reads."""
+        return self.shape.num_weights * ITEM_BYTES[self.held]
+
+    @property
+    def held_note(self) -> str:
+        """For rows of ours; "" where computing and holding are one."""
+        return "" if self.held == self.dtype else f"file and our weights {self.held}, all else {self.dtype}"
+
+    @property
+    def gguf_kinds(self) -> tuple[str, ...]:
+        """What llama.cpp runs beside us; the first is the closest to what we compute."""
+        return GGUF_KINDS[self.dtype, self.held]
 
     def prompts(self, count: int, tokens: int) -> list[list[int]]:
         """Fresh random prompts: nobody's cache has seen them."""

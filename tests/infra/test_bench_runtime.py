@@ -1,21 +1,24 @@
 """The runtime's benchmark on a tiny model: real children on every side, complete rows, sides that agree."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from infra.bench import stage as stage_module
 from infra.bench.batch_cases import batch8
 from infra.bench.case import Effort
-from infra.bench.cases import CASES, plan
+from infra.bench.cases import CASES, WIDE, plan
 from infra.bench.children import ChildFailed
 from infra.bench.folders import adapter_refs, make_folders
 from infra.bench.plot import write_plot
 from infra.bench.rows import Row, markdown, write_rows
 from infra.bench.serving_cases import overhead, served
-from infra.bench.shapes import ADAPTERS, HALF, SMALL, TINY
+from infra.bench.shapes import ADAPTERS, HALF, SMALL, SMALL32, TINY
 from infra.bench.single_cases import floor, same, single, ttft
 from infra.bench.stage import NO_PEERS, PEERS, Stage
 
@@ -53,6 +56,18 @@ def test_the_sizes_are_what_they_say() -> None:
     assert 0.49e9 < HALF.num_weights < 0.5e9
 
 
+def test_a_file_in_fp32_is_read_as_it_is_and_says_nothing_of_bf16(tmp_path: Path) -> None:
+    folder = make_folders(tmp_path, replace(TINY, name="tiny32", stored="float32"))
+    tensors = load_file(folder / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert not torch.equal(tensors["model.norm.weight"], tensors["model.norm.weight"].bfloat16().float())
+    with Stage(TINY, "float32", folder, tmp_path / "logs") as stage:
+        assert (stage.held, stage.held_note, stage.gguf_kinds) == ("float32", "", ("f32",))
+        assert stage.weight_bytes == 4 * TINY.num_weights
+    with Stage(TINY, "bfloat16", make_folders(tmp_path, TINY), tmp_path / "logs") as stage:
+        assert (stage.held, stage.held_note, stage.gguf_kinds) == ("bfloat16", "", ("bf16", "f16"))
+
+
 def test_a_mixed_batch_beside_peft(stage: Stage) -> None:
     rate, cost = batch8("mixed")(stage, EFFORT)
     assert rate.metric == "tiny.fp32.batch8.mixed"
@@ -61,6 +76,7 @@ def test_a_mixed_batch_beside_peft(stage: Stage) -> None:
     assert rate.peer_value is not None
     assert rate.ratio == pytest.approx(rate.value / rate.peer_value)
     assert rate.target == ">= 8x"
+    assert rate.note.startswith("file and our weights bfloat16, all else float32; rounds")
     assert "CPU ms/token" in rate.note
     assert cost.metric == "tiny.fp32.batch8.mixed.cost"
     assert cost.value is not None
@@ -81,6 +97,7 @@ def test_one_sequence_beside_llama_cpp(stage: Stage) -> None:
     rows = [*single("r16-0")(stage, EFFORT), *ttft(16)(stage, EFFORT)]
     assert [(row.metric, row.peer) for row in rows] == [
         ("tiny.fp32.single.adapter", "llama.cpp f32"),
+        ("tiny.fp32.single.adapter", "llama.cpp bf16"),
         ("tiny.fp32.ttft.16", "llama.cpp f32"),
         ("tiny.fp32.ttft.16", "transformers"),
     ]
@@ -89,7 +106,7 @@ def test_one_sequence_beside_llama_cpp(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("no_llama")
 def test_a_peer_that_is_not_there_is_a_row_with_the_reason(stage: Stage) -> None:
-    (row,) = single("r16-0")(stage, EFFORT)
+    row, _ = single("r16-0")(stage, EFFORT)
     assert row.value
     assert (row.peer, row.peer_value, row.ratio, row.holds) == ("llama.cpp f32", None, None, None)
     assert "make bench-peers" in row.note
@@ -99,7 +116,9 @@ def test_the_memory_floor(stage: Stage) -> None:
     (row,) = floor(stage, EFFORT)
     assert row.peer == "memory floor"
     assert row.peer_value
+    assert "file and our weights bfloat16, all else float32" in row.note
     assert "GB/s" in row.note
+    assert stage.weight_bytes == 2 * TINY.num_weights
 
 
 def test_the_timing_wrapper_counts_every_decode_step(stage: Stage) -> None:
@@ -150,7 +169,8 @@ def test_a_child_that_does_not_come_back_is_given_up(folder: Path) -> None:
 
 def test_cases_are_chosen_by_a_part_of_their_name() -> None:
     everything, left_out = plan(False, "")
-    assert len(everything) + len(left_out) == 4 * len(CASES)
+    assert len(everything) + len(left_out) == 4 * len(CASES) + 2
+    assert [(dtype, case) for shape, dtype, case in everything if shape == SMALL32] == list(WIDE)
     assert "half.fp32.batch8.zipf" in left_out
     chosen, left_out = plan(False, "half.fp32.batch8.zipf")
     assert (chosen, left_out) == ([(HALF, "float32", "batch8.zipf")], [])
