@@ -116,6 +116,7 @@ class Answer(Response):
         exchange.check_gateway()
         asked = self._parse(exchange.body)
         exchange.asked(asked)
+        exchange.check_log(services.logs)
         resolved = await services.pipeline.resolve(asked, self._identity, exchange.log_id, exchange.session)
         exchange.resolved(resolved)
         connected = _WhileConnected(receive, self._request.scope.get(DEPARTURE_KEY))

@@ -30,7 +30,11 @@ _EVENT_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RecordSink(Protocol):
-    """The one verb that an exchange needs of the log store."""
+    """What an exchange needs of the log store."""
+
+    def check_writable(self) -> None:
+        """Raises StorageUnavailable while nothing can be recorded."""
+        ...
 
     def append(self, record: LogRecord) -> Awaitable[None]:
         """Done when the record is as durable as the settings promise. Raises LorikeetError, StorageError."""
@@ -86,6 +90,11 @@ class Exchange:
                 f"there is no gateway {printable(self._gateway_wanted, 64)}; leave cf-aig-gateway-id out or send "
                 f"{DEFAULT_GATEWAY!r}"
             )
+
+    def check_log(self, sink: RecordSink) -> None:
+        """Before the work begins: an answer whose record is refused is not sent. Raises StorageUnavailable."""
+        if self._collect:
+            sink.check_writable()
 
     def named(self, model: str) -> None:
         """The body names this model; whether there is one is not known yet."""

@@ -23,7 +23,14 @@ from gateway.accounts import Accounts
 from gateway.batches.answered import Answered, Answers
 from gateway.batches.records import Accepted, Batch, BatchRecords
 from gateway.choices import Choices
-from gateway.errors import InternalError, LorikeetError, OverCapacity, RequestTimeout, RuntimeUnavailable
+from gateway.errors import (
+    InternalError,
+    LorikeetError,
+    OverCapacity,
+    RequestTimeout,
+    RuntimeUnavailable,
+    StorageUnavailable,
+)
 from gateway.exchange import Exchange, RecordSink
 from gateway.messages import Chunk, Identity, Usage
 from gateway.pipeline import Pipeline
@@ -141,7 +148,7 @@ class BatchQueue:
         for waits in range(MAX_WAITS + 1):
             try:
                 result, usage = await self._once(batch, accepted, index, identity)
-            except (OverCapacity, RuntimeUnavailable) as error:
+            except (OverCapacity, RuntimeUnavailable, StorageUnavailable) as error:
                 if waits < MAX_WAITS:
                     await asyncio.sleep(self._wait_s(error))
                     continue
@@ -164,6 +171,7 @@ class BatchQueue:
             asked = msgspec.structs.replace(asked, stream=False, reject_if_busy=False, priority=MAX_PRIORITY)
             reply.describe(asked)
             exchange.asked(asked)
+            exchange.check_log(self._logs)
             resolved = await self._pipeline.resolve(asked, identity, exchange.log_id, exchange.session)
             exchange.resolved(resolved)
             async with asyncio.timeout(self._timeout_s), contextlib.aclosing(self._pipeline.generate(resolved)) as said:

@@ -95,6 +95,7 @@ async def _exchange(
         with services.bodies.reserve(identity.account_id, announced, server.max_body_bytes) as hold:
             exchange.body = await read_body(request, server.max_body_bytes, hold.cover)
             exchange.check_gateway()
+            exchange.check_log(services.logs)
             answer, tokens = await work(exchange)
     except ClientDisconnect:
         await exchange.close(services.logs, CLIENT_ABORT_STATUS, b"", outcome="client_abort")

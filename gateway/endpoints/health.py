@@ -31,6 +31,9 @@ async def readyz(request: Request, services: Services) -> Response:
             await connection.execute(text("SELECT 1"))
     except StorageError as error:
         missing.append(f"database: {error}")
+    # Without its record no answer leaves: a balancer that kept sending requests here would have them all refused.
+    if (problem := services.logs.failing) is not None:
+        missing.append(f"log: it takes no records ({problem})")
     if missing:
         return JsonResponse({"status": "not ready", "missing": missing}, 503, {**_FRESH, "retry-after": "1"})
     return JsonResponse({"status": "ready"}, headers=_FRESH)

@@ -124,6 +124,18 @@ class LogStore:
         """
         return self._recorder.hand_over(encode_record(record))
 
+    @property
+    def failing(self) -> str | None:
+        """Why nothing can be recorded just now, for the operator; None while it can."""
+        return self._recorder.failing
+
+    def check_writable(self) -> None:
+        """Raises StorageUnavailable while nothing can be recorded: work whose record would be refused is not begun."""
+        if self._recorder.failing is not None:
+            raise StorageUnavailable(
+                "this exchange cannot be logged at the moment; try again later", retry_after_s=_RETRY_AFTER_S
+            )
+
     async def list(self, account_id: str, gateway: str, query: LogQuery) -> LogPage:
         """One page of rows. Raises StorageUnavailable."""
         await self._catch_up()

@@ -5,6 +5,10 @@ waiting for room > queued > in a group > acknowledged or refused. What is queued
 who finds no room waits in order (back-pressure) and is refused with StorageFull after `room_wait_s`. A caller that
 goes away does not take its payload back.
 
+A disk that takes nothing at all is a state of its own, `failing`: callers ask for it before they begin work whose
+record would be refused. The thread tries the disk again by itself, with a file and not with somebody's record, so the
+state ends although nobody appends any more.
+
 `ack`: append returns after its group's sync. `group`: append returns after its group's write (a kill of the process
 loses nothing) and the sync follows within `group_s`: a power cut loses at most that window plus one sync.
 """
@@ -25,6 +29,8 @@ from storage.errors import StorageError, StorageFull, StorageUnavailable
 logger = logging.getLogger(__name__)
 
 _RETRY_SYNC_S: Final = 0.5
+_PROBE_S: Final = 1.0
+_PROBE_BYTES: Final = 64 * 1024  # a disk that has room for less will refuse the next records again
 
 
 class Progress(NamedTuple):
@@ -59,6 +65,7 @@ class Recorder:
         counters: LogCounters,
         on_progress: Callable[[Progress], None],
         refusal: Callable[[StorageError], Exception] = lambda error: error,
+        probe_s: float = _PROBE_S,
     ) -> None:
         """Starts the thread. `on_progress` is called in the event loop before the appends it covers return, `refusal`
         makes what an append raises.
@@ -80,9 +87,18 @@ class Recorder:
         self._wake = threading.Condition()
         self._closing = False
         self._broken: str | None = None
+        self._probe_s = probe_s
+        self._probe_at: float | None = None
+        self._sync_failed = False
+        self._failing: str | None = None
         self.written = writer.written
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def failing(self) -> str | None:
+        """Why the disk took nothing at the last try, None while it does; written by the thread."""
+        return self._broken or self._failing
 
     async def append(self, payload: bytes) -> None:
         """Returns when the payload is as safe as the durability mode says.
@@ -198,7 +214,7 @@ class Recorder:
         try:
             sync_at: float | None = None
             while True:
-                items, closing = self._next_group(sync_at)
+                items, closing = self._next_group(min(filter(None, (sync_at, self._probe_at)), default=None))
                 sync_at = self._commit(items, sync_at, force_sync=closing)
                 items = []
                 if closing:
@@ -214,11 +230,11 @@ class Recorder:
                 self._queue.clear()
             self._post([], [_Refused(item, StorageUnavailable(self._broken)) for item in items])
 
-    def _next_group(self, sync_at: float | None) -> tuple[list[_Item], bool]:
-        """Waits for payloads, for the time of the next sync, or for the end."""
+    def _next_group(self, wake_at: float | None) -> tuple[list[_Item], bool]:
+        """Waits for payloads, for the time of the next sync or probe, or for the end."""
         with self._wake:
             while not self._queue and not self._closing:
-                left = None if sync_at is None else sync_at - time.monotonic()
+                left = None if wake_at is None else wake_at - time.monotonic()
                 if left is not None and left <= 0:
                     break
                 self._wake.wait(left)
@@ -232,9 +248,12 @@ class Recorder:
     def _commit(self, items: list[_Item], sync_at: float | None, *, force_sync: bool) -> float | None:
         """Writes a group, syncs when due, reports. Returns when the next sync is due, None when nothing waits."""
         done, refused = self._write(items)
-        if done or refused:
-            self._post(done, refused)
         now = time.monotonic()
+        # Only a probe ends the state: in the last page of a full disk there is room for a small record now and then.
+        if (refused and self._failing is None) or (self._probe_at is not None and now >= self._probe_at):
+            self._probe()
+        if done or refused:  # who is refused finds the state that says so
+            self._post(done, refused)
         if not self._writer.unsynced_bytes:
             sync_at = None
         elif sync_at is None:
@@ -243,16 +262,46 @@ class Recorder:
             try:
                 self._writer.sync()
                 sync_at = None
-            except StorageError:
-                logger.exception("log records wait in memory for a disk that can be synced")
+                if self._sync_failed:
+                    self._works()
+            except StorageError as error:
+                logger.error("log records wait in memory for a disk that can be synced: %s", error)
+                self._sync_failed = True
+                self._fails(error)
                 sync_at = now + _RETRY_SYNC_S
             self._post([], [])
         return sync_at
+
+    def _fails(self, error: StorageError) -> None:
+        if self._failing is None:
+            logger.error("the log takes no records (%s); the disk is tried again by and by", error)
+        self._failing = str(error)
+        # What waits in memory is tried by itself: a file that can be synced would say too early that all is well.
+        self._probe_at = None if self._sync_failed else time.monotonic() + self._probe_s
+
+    def _works(self) -> None:
+        if self._failing is not None:
+            logger.warning("the log takes records again")
+        self._failing = self._probe_at = None
+        self._sync_failed = False
+
+    def _probe(self) -> None:
+        """Whether the disk takes nothing, or only did not take so much: one large record stops nobody else."""
+        try:
+            self._writer.probe(_PROBE_BYTES)
+        except StorageError as error:
+            self._fails(error)
+        else:
+            self._works()
 
     def _write(self, items: list[_Item]) -> tuple[list[_Item], list[_Refused]]:
         """Commits a group. When the disk has no room for all of it, each payload gets its own try."""
         if not items:
             return [], []
+        if self._writer.unsynced_bytes > self._group_bytes:
+            # A sync was due and failed: no more is acknowledged, and memory is not filled, on the hope of a later one.
+            error = StorageUnavailable("what was logged before cannot be synced")
+            return [], [_Refused(item, error) for item in items]
         try:
             self._writer.write([item.payload for item in items])
             if self._ack:

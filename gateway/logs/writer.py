@@ -13,6 +13,7 @@ between those two, and the segments sealed since somebody last asked. Rules:
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from gateway.logs.disk import Disk, DiskFile
 from gateway.logs.segment import (
@@ -31,6 +32,8 @@ from gateway.logs.segment import (
 from storage.errors import ObjectCorrupt, StorageError, StorageFull, StorageUnavailable
 
 logger = logging.getLogger(__name__)
+
+PROBE_NAME: Final = "probe"
 
 
 def recover(disk: Disk) -> list[Location]:
@@ -171,6 +174,27 @@ class SegmentWriter:
             self._give_up()
             self._unsynced.clear()
             self._unsynced_bytes = 0
+
+    def probe(self, num_bytes: int) -> None:
+        """Whether so much can be written and synced at this moment, in a file that is removed again.
+
+        Raises StorageError. The segments are not touched: what they hold is known.
+        """
+        self._disk.remove(PROBE_NAME)  # of a process that was killed during its probe
+        try:
+            file = self._disk.create(PROBE_NAME)
+            try:
+                data, done = memoryview(bytes(num_bytes)), 0
+                while done < num_bytes:
+                    taken = file.write(data[done:], done)
+                    if taken <= 0:
+                        raise StorageUnavailable(f"{PROBE_NAME}: the file takes no more bytes")
+                    done += taken
+                file.sync()
+            finally:
+                _close(file)
+        finally:
+            self._disk.remove(PROBE_NAME)
 
     def close(self) -> None:
         """Syncs and seals. Raises StorageError."""

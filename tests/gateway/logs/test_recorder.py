@@ -53,6 +53,7 @@ async def _recorder(
     room_wait_s: float = 5.0,
     group_s: float = 0.005,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    probe_s: float = 1.0,
 ) -> AsyncIterator[Recorder]:
     clock = iter(range(1, 1_000_000))
     writer = SegmentWriter(disk, segment_bytes=1 << 20, after="", now_us=lambda: next(clock), nonce=lambda: next(clock))
@@ -66,6 +67,7 @@ async def _recorder(
         room_wait_s=room_wait_s,
         counters=LogCounters(),
         on_progress=on_progress,
+        probe_s=probe_s,
     )
     try:
         yield recorder
@@ -289,3 +291,62 @@ async def test_closing_writes_what_is_queued_and_refuses_the_rest() -> None:
         disk.gate.set()
         await closing
         await asyncio.gather(*tasks)
+
+
+async def test_a_disk_that_takes_nothing_is_tried_again_by_itself() -> None:
+    disk = SimDisk(Random(1), Faults())
+    async with _recorder(disk, probe_s=0.005) as recorder:
+        await recorder.append(b"before")
+        assert recorder.failing is None
+        disk.faults.no_room = 1.0
+        with pytest.raises(StorageFull):
+            await recorder.append(b"refused")
+        assert recorder.failing == "no space left on device", "known when the first is refused"
+        calls = disk.num_calls
+        await _until(lambda: disk.num_calls > calls + 20)
+        assert recorder.failing is not None
+        disk.faults.no_room = 0.0
+        await _until(lambda: recorder.failing is None)
+        await recorder.append(b"after")
+        assert "probe" not in disk.live
+    assert _counters(recorder).appended == 2
+
+
+async def test_a_record_that_is_too_large_for_what_is_left_is_no_failing_disk() -> None:
+    class Tight(SimDisk):
+        def create(self, name: str) -> SimFile:
+            super().create(name)
+            return TightFile(self, self.live[name])
+
+    class TightFile(SimFile):
+        def write(self, data: memoryview, offset: int) -> int:
+            if len(data) > 100_000:
+                raise StorageFull("no space left on device")
+            return super().write(data, offset)
+
+    disk = Tight(Random(1), Faults())
+    async with _recorder(disk) as recorder:
+        with pytest.raises(StorageFull):
+            await recorder.append(bytes(200_000))
+        assert recorder.failing is None
+
+
+async def test_without_a_sync_nothing_is_acknowledged_beyond_the_window() -> None:
+    """Mode `group` acknowledges before the sync; when that fails, what waits in memory must not grow with the hope."""
+    disk = SimDisk(Random(1), Faults())
+    async with _recorder(disk, "group", group_s=0.001) as recorder:
+        disk.faults.sync_error = 1.0
+        acknowledged = 0
+        while acknowledged < 1000:
+            try:
+                await recorder.append(bytes(1000))
+            except StorageUnavailable:
+                break
+            acknowledged += 1
+        assert acknowledged * 1000 <= 2 * (1 << 16)
+        assert recorder.failing is not None
+        assert recorder._writer.unsynced_bytes <= 2 * (1 << 16)
+        disk.faults.sync_error = 0.0
+        await _until(lambda: recorder.failing is None)
+        await recorder.append(b"after")
+    assert _counters(recorder).appended == acknowledged + 1
