@@ -15,6 +15,7 @@ compute for nobody until a write fails. So the request is abandoned at once, as 
 """
 
 import asyncio
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from gateway.open_files import max_connections
 from gateway.plain_head import plain_head
 from gateway.wire.envelope import error_body
 
+logger = logging.getLogger(__name__)
+
 HEAD_DEADLINE_S: Final = 10.0
 BODY_GRACE_S: Final = 30.0
 MIN_BODY_RATE: Final = 16 * 1024  # bytes per second
@@ -43,11 +46,36 @@ MAX_HEADERS: Final = 128
 MAX_URL_BYTES: Final = 16 * 1024
 MAX_PIPELINED: Final = 64
 CHECK_S: Final = 1.0
+TELL_S: Final = 10.0
 # What the envelope of a refusal says: its status is that of HTTP, its code that of the nearest error there is.
 _ERRORS: Final[dict[int, type[LorikeetError]]] = {
     400: BadInput, 408: RequestTimeout, 414: RequestTooLarge, 431: RequestTooLarge,
 }  # fmt: skip
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%:\[\]-]{0,255}")
+
+
+class _TurnedAway:
+    """Connections closed because there were too many: one line for many of them, a stranger can make them by the
+    thousand. The first is told at once, with the next lines come those since."""
+
+    def __init__(self) -> None:
+        self._told_at = -TELL_S
+        self._since = 0
+
+    def another(self, now: float, most: int) -> None:
+        self._since += 1
+        if now - self._told_at < TELL_S:
+            return
+        logger.warning(
+            "more than %d connections at once: %d closed, those first that were silent for longest; for more, raise "
+            "the limit of open files (ulimit -n)",
+            most,
+            self._since,
+        )
+        self._told_at, self._since = now, 0
+
+
+_turned_away: Final = _TurnedAway()
 
 
 class _Refused(Exception):
@@ -79,7 +107,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]  # as good as one for uvicorn
-        if len(self.connections) > max_connections():
+        if len(self.connections) > (most := max_connections()):
+            _turned_away.another(self.loop.time(), most)
             self._make_room()
         # A connection that never says a word is a head that never ends.
         self._enter("head")

@@ -120,7 +120,10 @@ def _admin_socket(path: Path) -> Iterator[socket.socket]:
     try:
         listener.bind(str(path))
     except OSError as error:
-        raise SettingsError(f"data_dir = {str(path.parent)!r}: no socket can be made in it ({error})") from error
+        raise SettingsError(
+            f"data_dir = {str(path.parent)!r}: no socket can be made in it ({error}); a "
+            "socket's whole path has 107 bytes at most, and the folder must be on a file system that has sockets"
+        ) from error
     finally:
         os.umask(before)
     try:

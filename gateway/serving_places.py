@@ -57,10 +57,11 @@ def private_folder(data_dir: DataDir) -> Iterator[Path]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises StartFailed when the address cannot be bound."""
+    """`::` means every address, those of IPv4 too. Raises StartFailed when the address cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as error:
         raise StartFailed(
             f"cannot listen on {host} port {port} ({_reason(error)}); choose "

@@ -406,9 +406,10 @@ def test_a_departure_is_told_once_and_not_to_who_stopped_watching() -> None:
 
 
 async def test_when_there_is_no_room_the_longest_silent_connection_goes(
-    port: int, monkeypatch: pytest.MonkeyPatch
+    port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(protocol, "max_connections", lambda: 4)
+    monkeypatch.setattr(protocol, "_turned_away", protocol._TurnedAway())
     busy_reader, busy = await asyncio.open_connection("127.0.0.1", port)
     busy.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
     await asyncio.wait_for(EVENTS["waiting"].wait(), 5)
@@ -428,8 +429,18 @@ async def test_when_there_is_no_room_the_longest_silent_connection_goes(
     await asyncio.wait_for(newest_reader.readuntil(b"ok"), 5)
     assert not EVENTS["gone"].is_set()
     assert not busy_reader.at_eof()
+    told = [line.getMessage() for line in caplog.records if "connections at once" in line.getMessage()]
+    assert len(told) == 1, "one line for many"
+    assert "more than 4 connections at once: 1 closed" in told[0]
     for _, writer in [*silent, (busy_reader, busy)]:
         writer.close()
+
+
+def test_later_connections_too_many_are_told_with_the_next_line(caplog: pytest.LogCaptureFixture) -> None:
+    turned_away = protocol._TurnedAway()
+    for now in (0.0, 1.0, 9.9, 10.0, 15.0):
+        turned_away.another(now, 4)
+    assert [line.args for line in caplog.records] == [(4, 1), (4, 3)]
 
 
 def test_the_limit_leaves_room_for_files() -> None:
@@ -437,6 +448,11 @@ def test_the_limit_leaves_room_for_files() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
         assert max_connections() == 450
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        assert max_connections() == 64
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+        assert max_connections() == 8
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
         raise_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(before[1], MOST_OPEN_FILES)
         assert max_connections() == min(before[1], MOST_OPEN_FILES) - 256
