@@ -16,8 +16,10 @@ from typing import Final
 import httpx
 import msgspec
 
+from gateway.data_dir import DataDir
 from gateway.demo import BASE_FOLDER
 from gateway.gateway_config import GatewayConfig
+from gateway.logs.segment import SUFFIX
 from gateway.settings import DEMO_MODEL, Settings
 
 ROOT: Final = Path(__file__).parents[2]
@@ -26,12 +28,14 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Stage:
-    """A gateway that answers. `pid` is its process."""
+    """A gateway that answers. `pid`: its process. `folder`: its data. `runtime_socket`: where the mock listens."""
 
     url: str
     account_id: str
     token: str
     pid: int
+    folder: Path
+    runtime_socket: Path
 
     @property
     def root(self) -> str:
@@ -43,6 +47,10 @@ class Stage:
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def log_bytes(self) -> int:
+        """The length of its log's segments."""
+        return sum(path.stat().st_size for path in DataDir(self.folder).logs.glob(f"*{SUFFIX}"))
+
     def memory_bytes(self) -> int:
         """Resident memory of the gateway."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
@@ -50,7 +58,7 @@ class Stage:
 
 
 class BareStage(Stage):
-    """No accounts."""
+    """No accounts, no data and no runtime."""
 
     @property
     def root(self) -> str:
@@ -95,7 +103,7 @@ def stage(
         token = _cli(data_dir, "tokens", "create", account_id)["token"]
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         _wait_ready(url)
-        yield Stage(url, account_id, token, gateway.pid)
+        yield Stage(url, account_id, token, gateway.pid, data_dir, runtime_socket)
     finally:
         if gateway is not None:
             gateway.send_signal(signal.SIGTERM)
@@ -106,7 +114,7 @@ def stage(
 
 
 @contextlib.contextmanager
-def bare_stage(cores: tuple[int, int] | None) -> Iterator[Stage]:
+def bare_stage(cores: tuple[int, int] | None) -> Iterator[BareStage]:
     """`bare_app` in the gateway's place; its root is its only path."""
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
         bare = subprocess.Popen(
@@ -116,7 +124,7 @@ def bare_stage(cores: tuple[int, int] | None) -> Iterator[Stage]:
         try:
             assert bare.stdout is not None
             assert bare.stdout.readline() == b"ready\n", "the bare application did not start"
-            yield BareStage(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "", bare.pid)
+            yield BareStage(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "", bare.pid, Path(), Path())
         finally:
             bare.kill()
             bare.wait()
