@@ -5,7 +5,6 @@ byte), and closed exactly once with how it ended. `close` hands the record to th
 it is on disk, so whoever sends the last byte calls it first. The caller's `cf-aig-*` wishes are read here.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable
@@ -16,6 +15,7 @@ from starlette.requests import Request
 
 from gateway.errors import GatewayNotConfigured, LorikeetError
 from gateway.ids import uuid7
+from gateway.lasting import to_the_end
 from gateway.logs.record import LogRecord, Outcome
 from gateway.messages import ChatRequest, Chunk, Identity, ResolvedRequest
 from gateway.names import printable
@@ -136,7 +136,7 @@ class Exchange:
         if not self._collect:
             return
         record = self._record(status, response, outcome, error, content_type)
-        await _to_the_end(sink.append(record))
+        await to_the_end(sink.append(record))
 
     def _record(
         self, status: int, response: bytes, outcome: Outcome | None, error: LorikeetError | None, content_type: str
@@ -203,23 +203,3 @@ def _matching(pattern: re.Pattern[str], text: str | None) -> str | None:
 
 def _wish(text: str | None) -> bool:
     return text is None or text.strip().lower() != "false"
-
-
-async def _to_the_end(work: Awaitable[None]) -> None:
-    """Awaits `work`, which goes on by itself, and stays until it is done, however often the waiter is cancelled."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.done():
-                break
-            cancelled = error
-        except Exception:  # read below, from the task itself
-            break
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # taken, so that nobody is warned; the cancellation goes first
-        raise cancelled
-    task.result()

@@ -62,6 +62,7 @@ class Turn:
 
     def __init__(self) -> None:
         self._holding: list[JoinedWrites] = []
+        self._end_is_due = False
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> "Turn":
@@ -70,11 +71,18 @@ class Turn:
 
     def ends_with(self, connection: JoinedWrites) -> None:
         """It is flushed at the end of this turn, in the order of asking."""
-        if not self._holding:
-            asyncio.get_running_loop().call_soon(self._end)
         self._holding.append(connection)
+        self.ends_behind_the_woken()
+
+    def ends_behind_the_woken(self) -> None:
+        """For who has just woken those who will write: theirs leaves right behind them and not a turn later, which is
+        a look at every socket and all that came in meanwhile."""
+        if not self._end_is_due:
+            self._end_is_due = True
+            asyncio.get_running_loop().call_soon(self._end)
 
     def _end(self) -> None:
+        self._end_is_due = False
         holding, self._holding = self._holding, []
         for connection in holding:
             connection.flush()

@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
+from gateway.joined_writes import Turn
+from gateway.lasting import LastingFuture
 from gateway.logs.counters import LogCounters
 from gateway.logs.segment import Location
 from gateway.logs.writer import SegmentWriter
@@ -42,7 +44,7 @@ class Progress(NamedTuple):
 
 class _Item(NamedTuple):
     payload: bytes
-    acknowledged: "asyncio.Future[None]"
+    acknowledged: LastingFuture
 
 
 class _Refused(NamedTuple):
@@ -82,6 +84,7 @@ class Recorder:
         self._on_progress = on_progress
         self._refusal = refusal
         self._loop = asyncio.get_running_loop()
+        self._turn = Turn.of(self._loop)
         self._room: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._queue: deque[_Item] = deque()
         self._wake = threading.Condition()
@@ -106,10 +109,14 @@ class Recorder:
         Raises StorageFull when neither buffer nor disk has room, StorageUnavailable when the disk fails; or what
         `refusal` makes of them.
         """
-        await self.hand_over(payload)
+        begun = self.hand_over(payload)
+        await (asyncio.shield(begun) if isinstance(begun, LastingFuture) else begun)
 
     def hand_over(self, payload: bytes) -> "asyncio.Future[None]":
-        """`append`, begun: where there is room the payload is in the queue when this returns, without a task."""
+        """`append`, begun: where there is room the payload is in the queue when this returns, without a task.
+
+        The future that it gives then is a lasting one: who is cancelled while he awaits it hears of that at its end.
+        """
         if self._closing or self._broken or self._room or not self._fits(len(payload)):
             return asyncio.ensure_future(self._append_later(payload))
         self._counters.queued_bytes += len(payload)
@@ -122,11 +129,11 @@ class Recorder:
             await self._take_room(len(payload))
         except StorageError as error:
             raise self._refusal(error) from error
-        await self._queued(payload)
+        await asyncio.shield(self._queued(payload))
 
-    def _queued(self, payload: bytes) -> "asyncio.Future[None]":
+    def _queued(self, payload: bytes) -> LastingFuture:
         """Room was taken."""
-        acknowledged: asyncio.Future[None] = self._loop.create_future()
+        acknowledged = LastingFuture(loop=self._loop)
         with self._wake:
             if not self._closing and not self._broken:
                 self._queue.append(_Item(payload, acknowledged))
@@ -203,6 +210,8 @@ class Recorder:
             self._counters.refused_failed += not full
             if not item.acknowledged.done():
                 item.acknowledged.set_exception(self._refusal(type(error)(str(error))))
+        if items or refused:
+            self._turn.ends_behind_the_woken()
         released = sum(len(item.payload) for item in items) + sum(len(item.payload) for item, _ in refused)
         if released:
             self._give_room(released)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.joined_writes import JoinedWrites
+from gateway.joined_writes import JoinedWrites, Turn
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
@@ -67,6 +67,24 @@ async def test_all_connections_write_side_by_side_when_everything_else_of_the_tu
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert log == ["work a", "work b", "work c", "a", "b", "c"]
+
+
+async def test_who_wakes_writers_has_their_words_leave_in_the_turn_in_which_they_say_them() -> None:
+    loop, one, other = asyncio.get_running_loop(), Wire(), Wire()
+    for wire in (one, other):
+        loop.call_soon(JoinedWrites(wire, loop).write, b"x")
+    Turn.of(loop).ends_behind_the_woken()
+    await asyncio.sleep(0)
+    assert (one.writes, other.writes) == ([b"x"], [b"x"])
+
+
+async def test_who_says_nothing_when_he_is_woken_is_heard_later(wire: Wire, joined: JoinedWrites) -> None:
+    turn = Turn.of(asyncio.get_running_loop())
+    turn.ends_behind_the_woken()
+    await asyncio.sleep(0)
+    joined.write(b"late")
+    await asyncio.sleep(0)
+    assert wire.writes == [b"late"]
 
 
 async def test_a_lost_connection_takes_nothing_from_the_others() -> None:

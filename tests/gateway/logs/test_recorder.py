@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
+from gateway.joined_writes import JoinedWrites
+from gateway.lasting import to_the_end
 from gateway.logs.counters import LogCounters
 from gateway.logs.recorder import Progress, Recorder
 from gateway.logs.writer import SegmentWriter
@@ -160,6 +162,38 @@ async def test_a_caller_that_finds_no_room_in_time_is_refused() -> None:
         disk.gate.set()
         await first
         await recorder.append(b"z" * 900)
+
+
+async def test_answers_that_a_sync_lets_go_leave_in_the_turn_behind_its_report() -> None:
+    """Each turn of the event loop is a look at every socket: from the report to the write on the wire there is one."""
+    loop, turns, written = asyncio.get_running_loop(), 0, list[int]()
+
+    class Wire(asyncio.Transport):
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            written.append(turns)
+
+        def is_closing(self) -> bool:
+            return False
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        if turns < 10:
+            loop.call_soon(count)
+
+    async def answer(recorder: Recorder) -> None:
+        await to_the_end(recorder.hand_over(b"x"))
+        JoinedWrites(Wire(), loop).write(b"the last byte")
+
+    disk = GatedDisk()
+    async with _recorder(disk, on_progress=lambda progress: None if turns else count()) as recorder:
+        disk.gate.clear()
+        answers = [asyncio.create_task(answer(recorder)) for _ in range(3)]
+        await asyncio.sleep(0)
+        disk.gate.set()
+        await asyncio.gather(*answers)
+        await _until(lambda: len(written) == 3)
+    assert written[0] == 2, "counted once in the report's own turn and once in the next"
 
 
 async def test_a_record_larger_than_the_buffer_goes_alone() -> None:
