@@ -32,6 +32,13 @@ BUSY_TIMEOUT_S: Final = 5.0
 WAIT_S: Final = 30.0  # for the writing connection, or for a reading one
 READERS: Final = 4
 
+# What an operator can do about it.
+_ADVICE = {
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: put a backup in its place, or move it away to begin anew",
+    sqlite3.SQLITE_NOTADB: "the file is damaged: put a backup in its place, or move it away to begin anew",
+    sqlite3.SQLITE_BUSY: "another program holds it: end that one, and copy the file rather than open it in use",
+}
+_PRIMARY_CODE = 0xFF  # of an extended result code
 _UNIQUE = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
 
 
@@ -213,6 +220,7 @@ def _errors(what: str) -> Iterator[None]:
             raise AlreadyExists(reason) from error
         if code == sqlite3.SQLITE_FULL:
             raise StorageFull(reason) from error
-        raise DatabaseUnavailable(reason) from error
+        advice = None if code is None else _ADVICE.get(code & _PRIMARY_CODE)
+        raise DatabaseUnavailable(reason if advice is None else f"{reason}; {advice}") from error
     except SQLAlchemyError as error:
         raise DatabaseUnavailable(f"{what}: {error}") from error

@@ -392,8 +392,20 @@ async def test_finetunes_from_before_there_were_versions_become_version_one(path
 async def test_a_file_that_is_no_database(path: Path, damage: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(damage)
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseUnavailable, match="damaged: put a backup in its place"):
         await Database.open(path)
+
+
+async def test_one_that_another_program_holds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.database.BUSY_TIMEOUT_S", 0.05)
+    database = await Database.open(path)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseUnavailable, match="another program holds it"):
+        async with database.write():
+            pass
+    holder.close()
+    await database.aclose()
 
 
 async def test_a_folder_in_its_place(path: Path) -> None:
