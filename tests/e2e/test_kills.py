@@ -94,10 +94,11 @@ def test_kill_of_the_parent_leaves_nothing_running(tmp_path: Path) -> None:
 
 def _serve(tmp_path: Path, *options: str) -> subprocess.Popen[bytes]:
     """A hangup ends it, also where these tests run under `nohup`."""
+    command = [sys.executable, "-m", "gateway.cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
     inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data"), *options],
+            [*command, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
