@@ -5,6 +5,7 @@ says which sequences it cannot go on with (logits that are not finite, a grammar
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 
 from runtime.answers import Answers
@@ -18,7 +19,7 @@ from runtime.scheduler import Scheduled, Scheduler
 logger = logging.getLogger(__name__)
 
 
-class Steps:
+class Steps(ABC):
     """What every way of running plans has. `clock` gives seconds, monotonic. `pace` says how many tokens the next plan
     may have.
     """
@@ -28,16 +29,17 @@ class Steps:
         self.num_steps = self.num_generated = 0
 
     @property
+    @abstractmethod
     def under_way(self) -> bool:
         """Whether the device works on a step of which nothing was read yet."""
-        return False
 
+    @abstractmethod
     def settle(self) -> None:
         """Reads what the next plan cannot be made without."""
 
+    @abstractmethod
     def run(self, plan: list[Scheduled]) -> None:
         """Runs the plan, which may be empty. Raises DeviceLost."""
-        raise NotImplementedError
 
     def _fail(self, plan: list[Scheduled]) -> None:
         """Called while the exception is handled."""
@@ -74,6 +76,14 @@ class StepsInTurn(Steps):
     ) -> None:
         super().__init__(scheduler, answers, pace, clock)
         self.runner = runner
+
+    @property
+    def under_way(self) -> bool:
+        """Never: every step was read when it was run."""
+        return False
+
+    def settle(self) -> None:
+        """Nothing is left to read."""
 
     def run(self, plan: list[Scheduled]) -> None:
         """Runs the plan; sequences whose own numbers overflow end, and the step is repeated without them."""

@@ -32,7 +32,6 @@ from gateway.wire.body import (
 from gateway.wire.chat_body import bad
 from gateway.wire.chat_request import as_body, chat_request
 
-_NULL: Final = msgspec.Raw(b"null")
 _WHOLE: Final = (1, MAX_WHOLE)
 _FORMAT: Final[dict[str, Any]] = {
     "type": "object",
@@ -51,7 +50,7 @@ class Block(msgspec.Struct):
     text: str | None = None
     id: str | None = None
     name: str | None = None
-    input: msgspec.Raw = _NULL
+    input: msgspec.Raw = NULL
     tool_use_id: str | None = None
     content: str | list[Part] | None = None
 
@@ -68,7 +67,7 @@ class Tool(msgspec.Struct):
 
     name: str
     description: str | None = None
-    input_schema: msgspec.Raw = _NULL
+    input_schema: msgspec.Raw = NULL
     type: str | None = None
 
 
@@ -83,7 +82,7 @@ class Choice(msgspec.Struct):
 class OutputConfig(msgspec.Struct):
     """What the answer must look like."""
 
-    format: Annotated[msgspec.Raw, said("json_schema, with its `schema` beside the type.", **_FORMAT)] = _NULL
+    format: Annotated[msgspec.Raw, said("json_schema, with its `schema` beside the type.", **_FORMAT)] = NULL
 
 
 class MessagesBody(Settings):
@@ -99,7 +98,7 @@ class MessagesBody(Settings):
     tools: Annotated[list[Tool] | None, said("Functions that the model may call.", maxItems=128)] = None  # type: ignore[assignment]  # another shape
     tool_choice: Choice | None = None  # type: ignore[assignment]  # another shape
     output_config: OutputConfig | None = None
-    output_format: Annotated[msgspec.Raw, said("`output_config.format` by its older name.", **_FORMAT)] = _NULL
+    output_format: Annotated[msgspec.Raw, said("`output_config.format` by its older name.", **_FORMAT)] = NULL
 
 
 _decoder: Final = msgspec.json.Decoder(MessagesBody)
@@ -186,7 +185,7 @@ def _text(path: str, content: str | list[Part] | None) -> str:
 def _tools(offered: list[Tool] | None) -> msgspec.Raw:
     """In the shape that every other dialect has; its own checks follow there."""
     if not offered:
-        return _NULL
+        return NULL
     told: list[dict[str, Any]] = []
     for index, tool in enumerate(offered):
         if tool.type not in (None, "custom"):
@@ -197,7 +196,7 @@ def _tools(offered: list[Tool] | None) -> msgspec.Raw:
 
 def _choice(choice: Choice | None) -> msgspec.Raw:
     if choice is None:
-        return _NULL
+        return NULL
     if choice.type == "tool" and choice.name:
         return msgspec.Raw(msgspec.json.encode({"type": "function", "function": {"name": choice.name}}))
     if choice.type not in _MODES:

@@ -16,6 +16,7 @@ from gateway.messages import ChatRequest
 from gateway.wire import chat_body
 from gateway.wire.body import (
     MAX_WHOLE,
+    NULL,
     SEED,
     TOP_P,
     CallBody,
@@ -30,7 +31,6 @@ from gateway.wire.body import (
 from gateway.wire.chat_body import bad
 from gateway.wire.chat_request import as_body, chat_request
 
-_NULL: Final = msgspec.Raw(b"null")
 _WHOLE: Final = (1, MAX_WHOLE)
 _TEXT_PARTS: Final = frozenset({"input_text", "output_text", "text"})
 MAX_METADATA_BYTES: Final = 32 * 1024
@@ -44,7 +44,7 @@ class Item(msgspec.Struct):
     content: str | list[Part] | None = None
     call_id: str | None = None
     name: str | None = None
-    arguments: msgspec.Raw = _NULL
+    arguments: msgspec.Raw = NULL
     output: str | list[Part] | None = None
 
 
@@ -58,7 +58,7 @@ class Text(msgspec.Struct):
             type="object",
             properties={"type": {"type": "string", "enum": ["text", "json_object", "json_schema"]}},
         ),
-    ] = _NULL
+    ] = NULL
 
 
 class ResponsesBody(Settings):
@@ -70,7 +70,7 @@ class ResponsesBody(Settings):
     instructions: Annotated[str | None, said("A system message before the input.")] = None
     max_output_tokens: Annotated[Scalar, ranged("integer", *_WHOLE, "The most tokens to generate.", default=256)] = None
     text: Text | None = None
-    metadata: Annotated[msgspec.Raw, said("Told back as it is.", type="object")] = _NULL
+    metadata: Annotated[msgspec.Raw, said("Told back as it is.", type="object")] = NULL
     previous_response_id: Annotated[str | None, said("Not supported; send the conversation.", maxLength=0)] = None
     background: Annotated[Scalar, said("Only false.", type="boolean", default=False)] = None
 

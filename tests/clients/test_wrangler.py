@@ -98,9 +98,8 @@ def test_models(wrangler: Wrangler, world: World) -> None:
     world.table.add(NAME, " ".join(models), True)
 
 
+@pytest.mark.parametrize("version", [NEWER], indirect=True)  # the older one has no such command
 def test_schema(wrangler: Wrangler, world: World) -> None:
-    if not wrangler.is_newer:
-        pytest.skip(f"{OLDER} has no such command")
     said = wrangler.run("ai", "models", "schema", MODEL)
     assert "lora" in json.loads(said[said.index("{") :])["input"]["oneOf"][0]["properties"]
     world.table.add(NAME, "ai models schema", True)
